@@ -1,0 +1,164 @@
+"""The compiled CPU kernels, called through ctypes with addresses; bf16 and fp32 (write_kv: every dtype).
+
+ctypes releases the GIL during a call. Overhead per call is about five microseconds, checks included.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo_kernels.checks import check_attention, check_expand, check_shrink, check_write_kv
+from octavo_kernels.layout import KvTable, LayoutError, RowGroups, RowTable
+from octavo_kernels.native_build import BuildFailed, build, log
+
+TYPES = {torch.bfloat16: 0, torch.float32: 1}
+_ERRORS = {
+    1: "groups or query_starts must begin with 0, never fall and end with the number of rows",
+    2: "a group's slot is not in the table",
+    3: "a rank is negative or larger than the table is wide",
+    4: "an offset lies outside the arena",
+    5: "a context is shorter than its query or longer than its pages",
+    6: "dtype has no compiled kernel",
+}
+# ctypes codes: i int, q int64, p address, f float. Order as in cpu_native.cpp.
+_SIGNATURES = {
+    "octavo_shrink": "ipqpqpppqq",
+    "octavo_expand": "ippqpppqqq",
+    "octavo_write_kv": "qpqpqqpqqpqqqqq",
+    "octavo_paged_attention": "ipqqpqpqpqqqqfqfp",
+}
+_CODES = {"i": ctypes.c_int, "q": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
+
+
+class NativeKernels:
+    """The four operations of one loaded library. Tables must be alive during a call, which they are as arguments."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes = [_CODES[code] for code in signature]
+            function.restype = ctypes.c_int
+        self._shrink = library.octavo_shrink
+        self._expand = library.octavo_expand
+        self._write_kv = library.octavo_write_kv
+        self._paged_attention = library.octavo_paged_attention
+        self.num_threads = library.octavo_num_threads
+
+    def shrink(self, x: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, out: Tensor) -> None:
+        """See ``ops.shrink``."""
+        num_rows, num_features = check_shrink(x, arena, table, groups, out)
+        _raise_for(
+            self._shrink(
+                TYPES[arena.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                arena.data_ptr(),
+                arena.numel(),
+                table.words,
+                groups.words,
+                out.data_ptr(),
+                num_rows,
+                num_features,
+            )
+        )
+
+    def expand(self, v: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, y: Tensor) -> None:
+        """See ``ops.expand``."""
+        num_rows, num_features = check_expand(v, arena, table, groups, y)
+        _raise_for(
+            self._expand(
+                TYPES[arena.dtype],
+                v.data_ptr(),
+                arena.data_ptr(),
+                arena.numel(),
+                table.words,
+                groups.words,
+                y.data_ptr(),
+                y.stride(0),
+                num_rows,
+                num_features,
+            )
+        )
+
+    def write_kv(
+        self, arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, layer_offset: int, page_tokens: int
+    ) -> None:
+        """See ``ops.write_kv``."""
+        check_write_kv(arena, k, v, token_offsets, page_tokens)
+        num_rows, num_heads, dim = k.shape
+        _raise_for(
+            self._write_kv(
+                arena.element_size(),
+                arena.data_ptr(),
+                arena.numel(),
+                k.data_ptr(),
+                k.stride(0),
+                k.stride(1),
+                v.data_ptr(),
+                v.stride(0),
+                v.stride(1),
+                token_offsets.data_ptr(),
+                layer_offset,
+                page_tokens,
+                num_rows,
+                num_heads,
+                dim,
+            )
+        )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        arena: Tensor,
+        kv: KvTable,
+        layer_offset: int,
+        out: Tensor,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> None:
+        """See ``ops.paged_attention``."""
+        check_attention(q, arena, kv, out, window, sinks)
+        if sinks is not None:
+            sinks = sinks.contiguous()
+        _raise_for(
+            self._paged_attention(
+                TYPES[arena.dtype],
+                q.data_ptr(),
+                q.stride(0),
+                q.stride(1),
+                arena.data_ptr(),
+                arena.numel(),
+                kv.words,
+                layer_offset,
+                out.data_ptr(),
+                out.stride(0),
+                out.stride(1),
+                q.size(0),
+                q.size(1),
+                scaling,
+                window or 0,
+                softcap or 0.0,
+                sinks.data_ptr() if sinks is not None else None,
+            )
+        )
+
+
+def _raise_for(code: int) -> None:
+    if code:
+        raise LayoutError(_ERRORS[code])
+
+
+@functools.lru_cache(maxsize=1)
+def load_native() -> NativeKernels | None:
+    """Return the compiled kernels, building them at first use, or None (logged once) where they cannot be built."""
+    try:
+        return NativeKernels(build())
+    except (BuildFailed, OSError) as error:
+        log.warning("no compiled CPU kernels, using plain torch (several times slower): %s", error)
+        return None

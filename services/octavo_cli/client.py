@@ -1,0 +1,238 @@
+"""The gateway's HTTP client: what the command line, the demo and the system tests speak through."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from octavo_cli.answers import Answer, ClientError, Download, ErrorBody, Models, NewKey, read_chunk, read_head
+from octavo_shared.messages.fleet import EvictReport, View
+from octavo_shared.messages.identity import (
+    AdapterInfo,
+    AdapterList,
+    HistoryEntry,
+    HistoryList,
+    KeyIssued,
+    Role,
+    TenantCreated,
+    UploadBegun,
+)
+from octavo_shared.references import parse_reference
+
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_COMMIT_TIMEOUT_S = 180.0
+_PIECE_BYTES = 256 * 1024
+_PAGE = 1_000
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+class Client:
+    """One connection to a gateway with one key. A context manager; every failure is a ``ClientError``."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_TIMEOUT, trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def create_tenant(self, tenant: str) -> TenantCreated:
+        return self._call("POST", "/v1/tenants", TenantCreated, {"tenant": tenant})
+
+    def create_key(self, tenant: str, user: str, role: Role = Role.USER) -> NewKey:
+        return self._call("POST", f"/v1/tenants/{_part(tenant)}/keys", NewKey, {"user": user, "role": role.value})
+
+    def revoke_key(self, key_id: str) -> KeyIssued:
+        return self._call("DELETE", f"/v1/keys/{_part(key_id)}", KeyIssued)
+
+    def models(self) -> list[str]:
+        """Return the names that may be asked: the bases and this key's adapters."""
+        return [model.id for model in self._call("GET", "/v1/models", Models).data]
+
+    def adapters(self) -> Iterator[AdapterInfo]:
+        """Yield every adapter that this key may use, by name, a page at a time."""
+        after = ""
+        while True:
+            page = self._call("GET", f"/v1/adapters?limit={_PAGE}&after={quote(after, safe='')}", AdapterList).adapters
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].name
+
+    def history(self, adapter: str) -> tuple[HistoryEntry, ...]:
+        """Return what happened to ``adapter``, newest first."""
+        return self._call("GET", f"{_path(adapter)}/history", HistoryList).entries
+
+    def rollback(self, adapter: str, revision: int | None = None, alias: str = "serving") -> AdapterInfo:
+        body: dict[str, object] = {"alias": alias} | ({} if revision is None else {"revision": revision})
+        return self._call("POST", f"{_path(adapter)}/rollback", AdapterInfo, body)
+
+    def grant(self, adapter: str, principal: str) -> AdapterInfo:
+        return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal})
+
+    def revoke(self, adapter: str, principal: str) -> AdapterInfo:
+        return self._call("DELETE", f"{_path(adapter)}/grants/{_part(principal)}", AdapterInfo)
+
+    def evict(self, adapter: str, tier: str = "cold") -> EvictReport:
+        return self._call("POST", f"{_path(adapter)}/evict", EvictReport, {"tier": tier})
+
+    def fleet(self) -> View:
+        return self._call("GET", "/v1/fleet", View)
+
+    def push(
+        self,
+        adapter: str,
+        config: Path,
+        weights: Path,
+        *,
+        base: str | None = None,
+        dtype: str | None = None,
+        note: str = "",
+        progress: Progress = lambda done, total: None,
+    ) -> AdapterInfo:
+        """Upload two files and make them the next revision of ``adapter``; returns its new head."""
+        name = parse_reference(adapter, "adapter").name
+        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": name})
+        files = ((_CONFIG, config), (_WEIGHTS, weights))
+        sizes_bytes = [path.stat().st_size for _, path in files]
+        total_bytes, before_bytes = sum(sizes_bytes), 0
+        for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
+            self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
+            before_bytes += size_bytes
+        body: dict[str, object] = {"upload_id": upload.upload_id, "note": note}
+        body |= {name: value for name, value in (("base", base), ("dtype", dtype)) if value is not None}
+        return self._call("POST", f"{_path(name)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
+
+    def pull(self, reference: str, progress: Progress = lambda done, total: None) -> Download:
+        """Download the pack of ``tenant/adapter``, ``…@12``, ``…@sha256:…`` or ``…:alias``."""
+        parsed = parse_reference(reference, "adapter")
+        chosen = parsed.number or parsed.digest or parsed.alias
+        url = f"{_path(parsed.name)}/pack" + (f"?revision={quote(str(chosen), safe='')}" if chosen else "")
+        with _as_client_errors(), self._http.stream("GET", url) as response:
+            _check(response)
+            total_bytes = int(response.headers.get("content-length", "0"))
+            pack = bytearray()
+            for piece in response.iter_bytes(_PIECE_BYTES):
+                pack += piece
+                progress(len(pack), total_bytes)
+            said = response.headers
+            return Download(
+                bytes(pack),
+                int(said.get("octavo-revision", "0")),
+                said.get("octavo-digest", ""),
+                said.get("octavo-base", ""),
+                said.get("octavo-base-name", ""),
+            )
+
+    def ask(
+        self, model: str, prompt: str, answer: Answer, *, max_tokens: int, temperature: float, seed: int | None = None
+    ) -> Iterator[str]:
+        """Yield the pieces of the answer to one user message and fill ``answer`` on the way."""
+        body: dict[str, object] = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        body |= {} if seed is None else {"seed": seed}
+        began = time.monotonic()
+        with _as_client_errors(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            _check(response)
+            read_head(response.headers, answer)
+            has_text = is_done = False
+            for line in response.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                if line == "data: [DONE]":
+                    is_done = True
+                    break
+                for text in read_chunk(line.removeprefix("data: "), answer):
+                    if not has_text:
+                        answer.ttft_ms, has_text = (time.monotonic() - began) * 1000, True
+                    yield text
+            if not is_done:
+                raise ClientError("connection_lost", "the gateway closed the stream before its end", 0)
+            answer.total_ms = (time.monotonic() - began) * 1000
+
+    def _send_file(self, url: str, path: Path, before_bytes: int, total_bytes: int, progress: Progress) -> None:
+        def pieces() -> Iterator[bytes]:
+            done_bytes = before_bytes
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    yield piece
+                    done_bytes += len(piece)
+                    progress(done_bytes, total_bytes)
+
+        with _as_client_errors():
+            size = str(path.stat().st_size)
+            _check(self._http.put(url, content=pieces(), headers={"Content-Length": size}))
+
+    def _call(
+        self,
+        method: str,
+        url: str,
+        kind: type[T],
+        body: dict[str, object] | None = None,
+        timeout_s: float | None = None,
+    ) -> T:
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+        timeout = _TIMEOUT if timeout_s is None else httpx.Timeout(timeout_s, connect=5.0)
+        with _as_client_errors():
+            response = self._http.request(method, url, json=body, headers=headers, timeout=timeout)
+            _check(response)
+            return msgspec.json.decode(response.content, type=kind)
+
+
+def _part(text: str) -> str:
+    return quote(text, safe="@")
+
+
+def _path(adapter: str) -> str:
+    return f"/v1/adapters/{parse_reference(adapter, 'adapter').name}"
+
+
+def _check(response: httpx.Response) -> None:
+    if response.is_success:
+        return
+    response.read()
+    try:
+        error = msgspec.json.decode(response.content, type=ErrorBody).error
+    except msgspec.MsgspecError:
+        raise ClientError(
+            "http_error", f"the gateway answered with status {response.status_code}", response.status_code
+        ) from None
+    raise ClientError(error.code, error.message, response.status_code)
+
+
+@contextmanager
+def _as_client_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError as error:
+        where = error.request.url
+        raise ClientError("unreachable", f"no gateway answers at {where.scheme}://{where.netloc.decode()}", 0) from None
+    except httpx.TimeoutException:
+        raise ClientError("timeout", "the gateway did not answer in time", 0) from None
+    except httpx.HTTPError as error:
+        raise ClientError("connection_lost", f"the connection to the gateway was lost: {error}", 0) from None
+    except msgspec.MsgspecError as error:
+        raise ClientError("bad_answer", f"the gateway's answer was not understood: {error}", 0) from None

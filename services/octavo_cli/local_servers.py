@@ -1,0 +1,140 @@
+"""The two real servers under a local Octavo: nats-server with JetStream, and SeaweedFS as S3."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+
+from octavo_cli.processes import Process, answers_http, free_port
+
+_NATS_READY_S = 15.0
+_S3_READY_S = 60.0
+_S3_GRACE_S = 2.0
+"""SeaweedFS drains for 15 s on SIGTERM; what it acknowledged is in the kernel's hands before that."""
+_NATS_PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
+
+
+def _binary(name: str) -> str:
+    # A console script of the same environment comes first: the PATH may hold another version.
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: pip install 'octavo[local]'")
+    return found
+
+
+class NatsServer:
+    """A JetStream server on loopback; ``sync_interval: always``, as the registry wants it."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self._folder = folder
+        self.port = port or free_port()
+        self._monitor_port = free_port()
+        self.process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start the server and wait until it is healthy; a second start reuses port and data."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "nats.conf"
+        config.write_text(
+            f"host: 127.0.0.1\nport: {self.port}\nhttp: 127.0.0.1:{self._monitor_port}\n"
+            f"max_payload: {_NATS_PAYLOAD_BYTES_MAX}\n"
+            f'jetstream {{ store_dir: "{self._folder / "jetstream"}", sync_interval: always }}\n'
+        )
+        self.process = Process(
+            "nats-server", [_binary("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
+        )
+        await self.process.start()
+        await self.process.wait_ready(
+            lambda: answers_http("127.0.0.1", self._monitor_port, "/healthz?js-enabled-only=true"), _NATS_READY_S
+        )
+
+    async def stop(self) -> None:
+        if self.process is not None:
+            await self.process.stop()
+
+
+class S3Server:
+    """SeaweedFS, all of it on loopback and free ports; only its S3 port is meant for others."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self._folder = folder
+        self.port = port or free_port()
+        self.access_key = "octavo"
+        self.secret_key = self._remembered_secret()
+        # Each HTTP port of SeaweedFS has a gRPC twin, which would default to port + 10000 and may overflow.
+        self._ports = {
+            name: free_port()
+            for name in (
+                "master.port",
+                "master.port.grpc",
+                "volume.port",
+                "volume.port.grpc",
+                "filer.port",
+                "filer.port.grpc",
+                "s3.port.grpc",
+            )
+        }
+        self.process: Process | None = None
+
+    def _remembered_secret(self) -> str:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "s3_secret"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(16))
+        return path.read_text()
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start the server and wait until its S3 side answers; a second start reuses ports and data."""
+        data = self._folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        identities = self._folder / "s3.json"
+        identities.touch(mode=0o600)
+        identities.write_text(
+            json.dumps(
+                {
+                    "identities": [
+                        {
+                            "name": "octavo",
+                            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+                            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                        }
+                    ]
+                }
+            )
+        )
+        command = [
+            _binary("weed"),
+            "server",
+            f"-dir={data}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-s3",
+            f"-s3.port={self.port}",
+            f"-s3.config={identities}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-s3.iam=false",
+            "-volume.max=0",
+            "-master.volumeSizeLimitMB=64",
+            "-master.electionTimeout=1s",
+            *(f"-{name}={port}" for name, port in self._ports.items()),
+        ]
+        self.process = Process("s3", command, self._folder / "s3.log", os.environ)
+        await self.process.start()
+        await self.process.wait_ready(lambda: answers_http("127.0.0.1", self.port, "/healthz"), _S3_READY_S)
+
+    async def stop(self) -> None:
+        if self.process is not None:
+            await self.process.stop(_S3_GRACE_S)

@@ -1,0 +1,199 @@
+"""``octavo``: the command line. A client of the gateway like any other, and the way to run it all on one machine."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octavo_cli import registry_commands
+from octavo_cli.answers import Answer, ClientError
+from octavo_cli.client import Client
+from octavo_cli.local_commands import demo_here, up_here
+from octavo_cli.options import Gateway, Key, Target
+from octavo_cli.processes import StartFailed
+from octavo_shared.errors import OctavoError
+from octavo_shared.messages.identity import Role
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Personal adapters on one frozen base model.")
+tenant_app = typer.Typer(no_args_is_help=True, help="Tenants (admin).")
+key_app = typer.Typer(no_args_is_help=True, help="API keys (admin, or an owner in its own tenant).")
+app.add_typer(tenant_app, name="tenant")
+app.add_typer(key_app, name="key")
+
+Adapter = Annotated[str, typer.Argument(help="tenant/adapter")]
+ReferenceArgument = Annotated[str, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")]
+Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
+
+
+@app.command()
+def up(
+    folder: Annotated[Path | None, typer.Option(help="where data and logs live; default: the cache directory")] = None,
+    base: Annotated[Path | None, typer.Option(help="a Hugging Face model directory; default: SmolLM2-135M")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=16)] = 1,
+    port: Annotated[int, typer.Option(help="the gateway's port; 0: any free one")] = 8080,
+) -> None:
+    """Run the whole system here until Ctrl-C."""
+    asyncio.run(up_here(folder, base, workers, port))
+
+
+@app.command()
+def demo() -> None:
+    """Show the main job on real input, checked step by step."""
+    sys.exit(demo_here())
+
+
+@app.command()
+def push(
+    adapter: Adapter,
+    folder: Annotated[Path, typer.Argument(help="a PEFT directory", exists=True, file_okay=False)],
+    gateway: Gateway,
+    key: Key,
+    base: Annotated[str | None, typer.Option(help="fingerprint of the base that it was trained on")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 stores the small form; default: as saved")] = None,
+    note: str = "",
+) -> None:
+    """Store a PEFT adapter as the next revision, and serve it."""
+    registry_commands.push(Target(gateway, key), adapter, folder, base, dtype, note)
+
+
+@app.command()
+def pull(
+    reference: ReferenceArgument,
+    folder: Annotated[Path, typer.Argument(help="directory to write", file_okay=False)],
+    gateway: Gateway,
+    key: Key,
+) -> None:
+    """Write a revision back as a PEFT directory with bit-identical tensors."""
+    registry_commands.pull(Target(gateway, key), reference, folder)
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="tenant/adapter, or a base's name")],
+    prompt: str,
+    gateway: Gateway,
+    key: Key,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
+    seed: int | None = None,
+) -> None:
+    """Ask one question; the answer streams, then one line tells what gave it."""
+    answer = Answer()
+    with Client(gateway, key) as client:
+        for text in client.ask(model, prompt, answer, max_tokens=max_tokens, temperature=temperature, seed=seed):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    revision = "base alone" if answer.revision is None else f"revision {answer.revision}  {answer.digest}"
+    typer.echo(
+        f"{revision}  tier {answer.tier}  TTFT {answer.ttft_ms:.0f} ms  {answer.tokens_per_s:.1f} tok/s", err=True
+    )
+
+
+@app.command("ls")
+def list_adapters(gateway: Gateway, key: Key) -> None:
+    """List the adapters that this key may use."""
+    registry_commands.list_adapters(Target(gateway, key))
+
+
+@app.command()
+def history(adapter: Adapter, gateway: Gateway, key: Key) -> None:
+    """Tell what happened to an adapter, newest first."""
+    registry_commands.history(Target(gateway, key), adapter)
+
+
+@app.command()
+def rollback(
+    adapter: Adapter,
+    gateway: Gateway,
+    key: Key,
+    revision: Annotated[int | None, typer.Option(min=1, help="default: the parent of the one named now")] = None,
+    alias: str = "serving",
+) -> None:
+    """Move an alias back to an earlier revision."""
+    with Client(gateway, key) as client:
+        info = client.rollback(adapter, revision, alias)
+    typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
+
+
+@app.command()
+def grant(adapter: Adapter, principal: Principal, gateway: Gateway, key: Key) -> None:
+    """Let somebody use an adapter."""
+    with Client(gateway, key) as client:
+        info = client.grant(adapter, principal)
+    typer.echo(f"{info.name} is granted to {', '.join(info.grants)}")
+
+
+@app.command()
+def revoke(adapter: Adapter, principal: Principal, gateway: Gateway, key: Key) -> None:
+    """Take a grant back."""
+    with Client(gateway, key) as client:
+        info = client.revoke(adapter, principal)
+    typer.echo(f"{info.name} is granted to {', '.join(info.grants) or 'nobody else'}")
+
+
+@app.command()
+def evict(
+    adapter: Adapter,
+    gateway: Gateway,
+    key: Key,
+    tier: Annotated[str, typer.Option(help="warm, local or cold")] = "cold",
+) -> None:
+    """Drop an adapter's copies above a tier on every worker; its revisions stay."""
+    with Client(gateway, key) as client:
+        report = client.evict(adapter, tier)
+    typer.echo(f"evicted on: {', '.join(report.evicted) or 'none'}; in use on: {', '.join(report.pinned) or 'none'}")
+
+
+@app.command()
+def fleet(gateway: Gateway, key: Key) -> None:
+    """Show the workers and what they hold (admin)."""
+    registry_commands.fleet(Target(gateway, key))
+
+
+@tenant_app.command("create")
+def tenant_create(tenant: str, gateway: Gateway, key: Key) -> None:
+    """Create a tenant."""
+    with Client(gateway, key) as client:
+        typer.echo(f"created {client.create_tenant(tenant).tenant}")
+
+
+@key_app.command("create")
+def key_create(tenant: str, user: str, gateway: Gateway, key: Key, role: Role = Role.USER) -> None:
+    """Create a key and print its text, which is shown only now."""
+    with Client(gateway, key) as client:
+        fresh = client.create_key(tenant, user, role)
+    typer.echo(fresh.key)
+    typer.echo(f"key {fresh.key_id} of {fresh.principal}, role {fresh.role}; keep it, it is not shown again", err=True)
+
+
+@key_app.command("revoke")
+def key_revoke(key_id: str, gateway: Gateway, key: Key) -> None:
+    """Revoke a key."""
+    with Client(gateway, key) as client:
+        typer.echo(f"revoked {client.revoke_key(key_id).key_id}")
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a user can cause or meet ends as one sentence and exit code 1; anything else is a bug and shows itself."""
+    try:
+        yield
+    except (ClientError, OctavoError) as error:
+        sys.exit(f"octavo: {error.message} ({error.code})")
+    except StartFailed as error:
+        sys.exit(f"octavo: {error}")
+    except OSError as error:
+        sys.exit(f"octavo: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of ``octavo``."""
+    with _one_sentence():
+        app()

@@ -1,0 +1,113 @@
+"""One child process: started with a log of its own, waited for by a probe, stopped by id."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+_POLL_S = 0.05
+_LOG_TAIL_LINES = 20
+
+
+class StartFailed(Exception):
+    """A process ended, or was not ready in time; the message ends with its last log lines."""
+
+
+def free_port() -> int:
+    """Return a TCP port that was free on loopback a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A named child in a process group of its own, so that a terminal's Ctrl-C reaches only us."""
+
+    def __init__(self, name: str, command: Sequence[str], log_path: Path, environ: Mapping[str, str]) -> None:
+        self.name = name
+        self._command = list(command)
+        self._log_path = log_path
+        self._environ = dict(environ)
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._child is not None, "start() comes first"
+        return self._child.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.returncode is None
+
+    async def start(self) -> None:
+        """Start the child; its output is appended to its log file."""
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._log_path.open("ab") as log:
+            self._child = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+                start_new_session=True,
+            )
+
+    async def wait_ready(self, probe: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
+        """Return once ``probe()`` holds; raises ``StartFailed`` when the child ends or time runs out."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while True:
+            if not self.is_running:
+                raise StartFailed(f"{self.name} ended while starting\n{self.log_tail()}")
+            if await probe():
+                return
+            if loop.time() > deadline:
+                raise StartFailed(f"{self.name} was not ready after {timeout_s:.0f} s\n{self.log_tail()}")
+            await asyncio.sleep(_POLL_S)
+
+    async def wait(self, timeout_s: float) -> int:
+        """Return the child's exit code once it ends; raises ``TimeoutError``."""
+        assert self._child is not None, "start() comes first"
+        return await asyncio.wait_for(self._child.wait(), timeout_s)
+
+    def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
+        """Send ``sign`` to the child alone."""
+        if self.is_running:
+            os.kill(self.pid, sign)
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End the child: SIGTERM, then SIGKILL to its group after ``grace_s``. Idempotent."""
+        if self._child is None:
+            return
+        if self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.terminate()
+            try:
+                await asyncio.wait_for(self._child.wait(), grace_s)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._child.pid, signal.SIGKILL)
+        await self._child.wait()
+
+    def log_tail(self) -> str:
+        """Return the last lines of the child's log."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        return ""
+
+
+async def answers_http(host: str, port: int, path: str) -> bool:
+    """Tell whether a GET is answered with 200; for readiness probes, so every failure is a plain no."""
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False

@@ -1,0 +1,130 @@
+"""The commands that move adapters and show what there is."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from octavo_cli.answers import ClientError
+from octavo_cli.client import Client
+from octavo_cli.options import Target
+from octavo_shared.messages.fleet import TierUse
+from octavo_shared.pack import digest_of, unpack
+
+_MIB = 1024 * 1024
+_BASE_NOTE = "octavo.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)
+"""Enough of a digest to tell revisions apart in a table; ``push`` and ``ask`` show all of it."""
+
+
+def push(target: Target, adapter: str, folder: Path, base: str | None, dtype: str | None, note: str) -> None:
+    """Upload the PEFT directory ``folder`` and print the revision it became."""
+    config = folder / "adapter_config.json"
+    # Pickled weights are sent as they are: it is the server that names what is wrong with them.
+    weights = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
+    if not config.is_file() or weights is None:
+        raise ClientError("not_an_adapter", f"{folder} does not hold adapter_config.json and {_WEIGHTS[0]}", 0)
+    declared = base if base is not None else _noted_base(folder)
+    with Client(target.gateway, target.key) as client, _progress() as bar:
+        task = bar.add_task("pushing", total=None)
+        info = client.push(
+            adapter, config, weights, base=declared, dtype=dtype, note=note,
+            progress=lambda done, total: _advance(bar, task, done, total),
+        )  # fmt: skip
+    latest = info.latest
+    Console().print(
+        f"{info.name}@{latest.number}  {latest.digest}  rank {latest.rank_max}, {latest.num_modules} modules, "
+        f"{latest.dtype}, {latest.pack_bytes / _MIB:.2f} MiB",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def pull(target: Target, reference: str, folder: Path) -> None:
+    """Write the revision that ``reference`` names into ``folder`` as a PEFT directory."""
+    with Client(target.gateway, target.key) as client, _progress() as bar:
+        task = bar.add_task("pulling", total=None)
+        got = client.pull(reference, lambda done, total: _advance(bar, task, done, total))
+    if digest_of(got.pack) != got.digest:
+        raise ClientError("digest_mismatch", "what arrived does not have the digest that the gateway named", 0)
+    unpack(got.pack, folder, got.base_name)
+    (folder / _BASE_NOTE).write_text(json.dumps({"base": got.base}) + "\n")
+    Console().print(f"revision {got.revision}  {got.digest}  in {folder}", soft_wrap=True, highlight=False)
+
+
+def list_adapters(target: Target) -> None:
+    """Print the adapters of this key."""
+    table = _table("adapter", "owner", "serving", "revisions", "rank", "MiB", "digest", "granted to")
+    with Client(target.gateway, target.key) as client:
+        for info in client.adapters():
+            latest = info.latest
+            table.add_row(
+                info.name, info.owner, str(info.aliases.get("serving", "-")), str(info.num_revisions),
+                str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}", latest.digest[_SHORT_DIGEST],
+                ", ".join(info.grants),
+            )  # fmt: skip
+    Console().print(table)
+
+
+def history(target: Target, adapter: str) -> None:
+    """Print what happened to ``adapter``, newest first."""
+    table = _table("when", "what", "who", "detail", "sequence")
+    with Client(target.gateway, target.key) as client:
+        for entry in client.history(adapter):
+            when = datetime.fromtimestamp(entry.at_ms / 1000).astimezone().isoformat(" ", "seconds")
+            table.add_row(when, entry.kind, entry.actor, entry.detail, str(entry.sequence))
+    Console().print(table)
+
+
+def fleet(target: Target) -> None:
+    """Print each worker with its load and tiers."""
+    table = _table("worker", "state", "base", "running", "waiting", "free pages", "resident", "warm", "local")
+    with Client(target.gateway, target.key) as client:
+        view = client.fleet()
+    for worker in view.workers:
+        table.add_row(
+            worker.worker_id, worker.state, worker.base_name, str(worker.num_running), str(worker.num_waiting),
+            f"{worker.num_pages_free} of {worker.num_pages}",
+            *map(_use, (worker.resident, worker.warm, worker.local)),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f"ordered so far: {view.num_prefetches_ordered} prefetches, {view.num_evicts_ordered} evictions")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        # Names are folded, never cut: a cut one could not be copied.
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _use(tier: TierUse) -> str:
+    return f"{tier.used_bytes / _MIB:.1f} of {tier.budget_bytes / _MIB:.0f} MiB"
+
+
+def _noted_base(folder: Path) -> str | None:
+    note = folder / _BASE_NOTE
+    if not note.is_file():
+        return None
+    try:
+        base = json.loads(note.read_text())["base"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str):
+        raise ClientError("bad_note", f'{note} must hold {{"base": "sha256:…"}}', 0)
+    return base
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _advance(bar: Progress, task: TaskID, done_bytes: int, total_bytes: int) -> None:
+    bar.update(task, completed=done_bytes, total=total_bytes or None)

@@ -1,0 +1,43 @@
+"""JSON bodies into structs; what is wrong with one is said by the name of the field."""
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from octavo_shared.errors import InvalidRequest
+
+T = TypeVar("T")
+
+_AT = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`\Z", re.DOTALL)
+_FIELD_CHARS_MAX = 80
+
+
+def decode_body(raw: bytes, kind: type[T]) -> T:
+    """Return ``raw`` as ``kind``; raises ``InvalidRequest`` naming the field, or ``body`` when it is no JSON at all."""
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest("body", f"is not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("body", "is nested too deeply") from None
+
+
+def _named(text: str) -> InvalidRequest:
+    match = _AT.match(text)
+    problem, path = (match["problem"], match["path"] or "") if match else (text, "")
+    path = path.removeprefix(".")
+    if unknown := _UNKNOWN.match(problem):
+        return InvalidRequest(_join(path, unknown["name"]), "is not a known parameter")
+    if missing := _MISSING.match(problem):
+        return InvalidRequest(_join(path, missing["name"]), "is required")
+    return InvalidRequest(path or "body", f"has a wrong type or value: {problem}")
+
+
+def _join(path: str, name: str) -> str:
+    # A field's name comes from the caller: it is echoed, but never at any length.
+    return f"{path}.{name}"[:_FIELD_CHARS_MAX] if path else name[:_FIELD_CHARS_MAX]

@@ -1,0 +1,219 @@
+"""One request from admission to its last token, the same for HTTP and NATS.
+
+``FrontDesk.begin`` starts a task that owns the request: it checks, resolves, tokenises, generates and turns tokens
+into text. Callers read its ``Call``; one that stops reading cancels the task, and the task its worker.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import dataclass
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from octavo_gateway.admission import Ticket
+from octavo_gateway.attempt import Plan
+from octavo_gateway.detokenizer import Detokenizer, StopStrings
+from octavo_gateway.fleet import FleetView
+from octavo_gateway.generation import Dispatcher
+from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.openai import Ask, Kind, parse
+from octavo_gateway.request_record import RequestRecord
+from octavo_gateway.text import BaseText, TextStore
+from octavo_shared.errors import InternalError, NoWorker, OctavoError
+from octavo_shared.messages.generation import Finished, Started, Timings, TokenChunk
+from octavo_shared.messages.identity import Credential
+from octavo_shared.references import Fingerprint, TenantId, parse_reference
+from octavo_shared.telemetry import current_trace_id, log, tracer
+
+
+@dataclass(frozen=True)
+class Head:
+    """The request is being served: what goes into the status line and the headers."""
+
+    ask: Ask
+    request_id: str
+    trace_id: str
+    started: Started
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text, never empty, that no later piece changes."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class End:
+    """The answer is complete."""
+
+    reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    timings: Timings
+    worker_id: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A body as it arrived. ``kind`` None: the body itself tells. ``entry`` is http or nats, for the metrics."""
+
+    raw: bytes
+    kind: Kind | None
+    entry: str
+    is_stream_default: bool = False
+
+
+class Call:
+    """The caller's side of a request. ``next`` gives a ``Head``, ``Piece``s and an ``End``, or raises the error."""
+
+    def __init__(self) -> None:
+        # At most one piece per token and three more, and tokens are bounded by the base's context.
+        self._events: asyncio.Queue[Head | Piece | End | OctavoError] = asyncio.Queue()
+        self.task: asyncio.Task[None] | None = None
+
+    def put(self, event: Head | Piece | End | OctavoError) -> None:
+        self._events.put_nowait(event)
+
+    async def head(self) -> Head:
+        """Return the head; raises the error of a request that was not begun."""
+        event = await self._take()
+        assert isinstance(event, Head), "a head comes first"
+        return event
+
+    async def next(self) -> Piece | End:
+        """Return what follows; raises the error that ended the request."""
+        event = await self._take()
+        assert not isinstance(event, Head), "there is one head"
+        return event
+
+    def cancel(self) -> None:
+        """The caller went away: end the request here and on its worker. Harmless when it has ended."""
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _take(self) -> Head | Piece | End:
+        event = await self._events.get()
+        if isinstance(event, OctavoError):
+            raise event
+        return event
+
+
+class FrontDesk:
+    """Runs requests; ``drain`` waits for those that run."""
+
+    def __init__(self, identity: IdentityClient, fleet: FleetView, texts: TextStore, dispatcher: Dispatcher) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._texts = texts
+        self._dispatcher = dispatcher
+        self._running: set[asyncio.Task[None]] = set()
+
+    def begin(self, ticket: Ticket, credential: Credential, asked: Asked, parent: Context) -> Call:
+        """Start a request that was admitted; the ticket is given back when it ends."""
+        call = Call()
+        call.task = asyncio.create_task(self._run(call, credential, asked, parent, ticket.at_ms), name="request")
+        self._running.add(call.task)
+        call.task.add_done_callback(self._running.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # Also a task that is cancelled before its first step gives its place back and says so.
+            ticket.leave()
+            if task.cancelled():
+                call.put(_ended_early())
+
+        call.task.add_done_callback(ended)
+        return call
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for the running requests, then end those that are left."""
+        if not self._running:
+            return
+        _, late = await asyncio.wait(self._running, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    async def _run(self, call: Call, credential: Credential, asked: Asked, parent: Context, at_ms: float) -> None:
+        record = RequestRecord(uuid.uuid4().hex, asked.entry, at_ms)
+        with tracer.start_as_current_span(
+            "chat", context=parent, kind=SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+        ) as span:
+            error: OctavoError | None = None
+            try:
+                await self._serve(call, credential, asked, record, span)
+            except OctavoError as known:
+                error = known
+            except asyncio.CancelledError:
+                error, record.is_cancelled = _ended_early(), True
+                raise
+            except Exception:
+                error = InternalError()
+                log.exception("request_crashed", request_id=record.request_id, error_id=error.fields["error_id"])
+            finally:
+                if error is not None:
+                    call.put(error)
+                    span.set_attribute("error.type", error.code)
+                    if error.http_status >= 500:
+                        span.set_status(Status(StatusCode.ERROR, error.code))
+                record.finish(error, span)
+
+    async def _serve(self, call: Call, credential: Credential, asked: Asked, record: RequestRecord, span: Span) -> None:
+        ask = parse(asked.raw, asked.kind, is_stream_default=asked.is_stream_default)
+        plan, text = await self._plan(credential, ask, record)
+        record.describe(span, ask, plan, text.manifest.name)
+        detokenizer, stops = Detokenizer(text.tokenizer), StopStrings(ask.stop)
+
+        def show(piece: str) -> None:
+            if piece:
+                record.first_text()
+                call.put(Piece(piece))
+
+        async with contextlib.aclosing(self._dispatcher.run(plan)) as events:
+            async for event in events:
+                match event:
+                    case Started():
+                        record.started = event
+                        call.put(Head(ask, record.request_id, current_trace_id() or record.request_id, event))
+                    case TokenChunk():
+                        record.num_completion_tokens += len(event.tokens)
+                        show(stops.push(detokenizer.push(event.tokens)))
+                    case Finished():
+                        record.timings = event.timings
+                        record.reason = event.reason.value
+                        show(stops.push(detokenizer.flush()))
+                        show(stops.flush())
+                if stops.is_found:
+                    # Leaving the generator cancels the sequence on its worker.
+                    record.reason = "stop"
+                    break
+        worker_id = record.started.worker_id if record.started else ""
+        call.put(End(record.reason, record.num_prompt_tokens, record.num_completion_tokens, record.timings, worker_id))
+
+    async def _plan(self, credential: Credential, ask: Ask, record: RequestRecord) -> tuple[Plan, BaseText]:
+        base_of = {name: base for base, name in self._fleet.bases().items()}
+        is_base = ask.model in base_of or (not base_of and "/" not in ask.model)
+        if not is_base:
+            parse_reference(ask.model)
+        resolution = await self._identity.resolve(credential, None if is_base else ask.model)
+        if resolution.adapter is not None:
+            base = resolution.adapter.base
+            if base not in base_of.values():
+                raise NoWorker()
+        elif (named := base_of.get(ask.model)) is not None:
+            base = named
+        else:
+            raise NoWorker()
+        text = await self._texts.get(base)
+        prompt = await text.tokenise(ask)
+        record.num_prompt_tokens = len(prompt)
+        max_tokens = text.max_tokens(ask, len(prompt))
+        sampling = ask.sampling(max_tokens, text.manifest.stop_token_ids)
+        tenant_id = TenantId(resolution.tenant_id)
+        return Plan(record.request_id, tenant_id, Fingerprint(base), prompt, sampling, resolution.adapter), text
+
+
+def _ended_early() -> NoWorker:
+    return NoWorker("the request was ended early: its caller left or this gateway stops")

@@ -1,0 +1,124 @@
+"""``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from litestar import Response, get, post
+from litestar.exceptions import ClientException
+
+from octavo_gateway.admission import Admission
+from octavo_gateway.credentials import credential_of
+from octavo_gateway.fleet import FleetView
+from octavo_gateway.front import Asked, Call, FrontDesk
+from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_schema import ChatOperation, CompletionOperation
+from octavo_gateway.http_stream import ClientGone, EventStream, unless_gone
+from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.openai import Kind
+from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.identity import AdapterInfo, AdapterList, ListAdapters
+from octavo_shared.telemetry import extract_context
+
+_BODY_TIMEOUT_S = 10.0
+_MODELS_PAGE = 200
+_MODELS_MAX = 1_000
+_CLIENT_CLOSED = 499
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    id: str
+    owned_by: str
+    created: int = 0
+    object: str = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class GenerationRoutes:
+    """The OpenAI side of the API; ``handlers`` are given to Litestar."""
+
+    def __init__(self, front: FrontDesk, admission: Admission, identity: IdentityClient, fleet: FleetView) -> None:
+        self._front = front
+        self._admission = admission
+        self._identity = identity
+        self._fleet = fleet
+
+    def handlers(self) -> list[Any]:
+        @post("/v1/chat/completions", status_code=200, operation_class=ChatOperation)
+        async def chat_completions(request: AnyRequest) -> Response[Any]:
+            """Answer a conversation, whole or as server-sent events."""
+            return await self._answer(request, Kind.CHAT)
+
+        @post("/v1/completions", status_code=200, operation_class=CompletionOperation)
+        async def completions(request: AnyRequest) -> Response[Any]:
+            """Continue a text, whole or as server-sent events."""
+            return await self._answer(request, Kind.COMPLETION)
+
+        @get("/v1/models")
+        async def models(request: AnyRequest) -> ModelList:
+            """List the bases in the fleet and the adapters that this key may use."""
+            return await self._models(request)
+
+        return [chat_completions, completions, models]
+
+    async def _answer(self, request: AnyRequest, kind: Kind) -> Response[Any]:
+        credential = credential_of(request.headers.get("authorization"))
+        ticket = self._admission.enter(credential)
+        try:
+            raw = await read_body(request)
+        except BaseException:
+            ticket.leave()
+            raise
+        parent = extract_context({name.lower(): value for name, value in request.headers.items()})
+        call = self._front.begin(ticket, credential, Asked(raw, kind, "http"), parent)
+        try:
+            return await self._respond(request, call)
+        except ClientGone:
+            call.cancel()
+            return Response(b"", status_code=_CLIENT_CLOSED)
+        except BaseException:
+            call.cancel()
+            raise
+
+    async def _respond(self, request: AnyRequest, call: Call) -> Response[Any]:
+        # Status and headers wait for the worker's Started, so that a failed cold load is a real 503.
+        head = await unless_gone(request, call.head())
+        headers = headers_of(head)
+        if head.ask.is_stream:
+            return EventStream(call, ChunkReader(call, head), headers)
+        body = await unless_gone(request, whole_answer(call, head))
+        return Response(body, status_code=200, headers=headers, media_type="application/json")
+
+    async def _models(self, request: AnyRequest) -> ModelList:
+        credential = credential_of(request.headers.get("authorization"))
+        found: list[AdapterInfo] = []
+        while len(found) < _MODELS_MAX:
+            after = found[-1].name if found else ""
+            page = await self._identity.call(
+                ListAdapters(credential=credential, after=after, num_max=_MODELS_PAGE), AdapterList
+            )
+            found.extend(page.adapters)
+            if len(page.adapters) < _MODELS_PAGE:
+                break
+        bases = [ModelCard(name, "octavo") for name in sorted(set(self._fleet.bases().values()))]
+        return ModelList(
+            bases + [ModelCard(info.name, info.owner, info.latest.created_at_ms // 1000) for info in found]
+        )
+
+
+async def read_body(request: AnyRequest) -> bytes:
+    """Return the body, which the framework bounds; a client too slow to send it is refused."""
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await request.body()
+    except TimeoutError:
+        raise InvalidRequest("body", f"did not arrive within {_BODY_TIMEOUT_S:.0f} s") from None
+    except ClientException as error:
+        if error.status_code != 400:
+            raise
+        raise InvalidRequest("body", "did not arrive whole") from error

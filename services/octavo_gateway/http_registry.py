@@ -1,0 +1,210 @@
+"""Adapters, revisions, uploads and packs over HTTP: thin clients of identity and the residency manager."""
+
+import uuid
+from typing import Any
+
+from litestar import Response, delete, get, post, put
+from litestar.params import FromPath, FromQuery
+
+from octavo_gateway.bodies import decode_body
+from octavo_gateway.credentials import credential_of
+from octavo_gateway.fleet import FleetView
+from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_generation import read_body
+from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.registry_bodies import GrantBody, RevisionBody, RollbackBody, UploadBody, UploadReply
+from octavo_gateway.uploads import Transfers
+from octavo_shared.errors import InvalidRequest, NoWorker
+from octavo_shared.messages.identity import (
+    AdapterInfo,
+    AdapterList,
+    BeginUpload,
+    Commit,
+    Credential,
+    Grant,
+    History,
+    HistoryList,
+    ListAdapters,
+    Revoke,
+    Rollback,
+    UploadBegun,
+)
+from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
+
+_PAGE_MAX = 1_000
+_IDEMPOTENCY_CHARS_MAX = 128
+
+
+def caller_of(request: AnyRequest) -> Credential:
+    return credential_of(request.headers.get("authorization"))
+
+
+def idempotency_key_of(request: AnyRequest) -> str:
+    """Return the header ``Idempotency-Key``, or a fresh one: then a repeated request is a new one."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return uuid.uuid4().hex
+    if not (0 < len(key) <= _IDEMPOTENCY_CHARS_MAX and key.isprintable()):
+        raise InvalidRequest("Idempotency-Key", f"must hold 1 to {_IDEMPOTENCY_CHARS_MAX} printable characters")
+    return key
+
+
+def adapter_name(tenant: str, name: str) -> str:
+    """Return ``tenant/name``; raises ``InvalidRequest`` when that is no adapter's name."""
+    return parse_reference(f"{tenant}/{name}", "adapter").name
+
+
+def _reference(tenant: str, name: str, revision: str | None) -> str:
+    if revision is None:
+        return adapter_name(tenant, name)
+    mark = "@" if revision.isdecimal() or revision.startswith("sha256:") else ":"
+    return str(parse_reference(f"{tenant}/{name}{mark}{revision}", "revision"))
+
+
+def served_base(fleet: FleetView, declared: Fingerprint | None) -> Fingerprint:
+    """Return the base that a push is for: the declared one if it is served, else the only one that is."""
+    bases = fleet.bases()
+    if not bases:
+        raise NoWorker("no worker is up, so it is not known which base is served here; try again")
+    if declared is not None and declared in bases:
+        return declared
+    if len(bases) > 1:
+        raise InvalidRequest("base", f"must name one of the bases served here: {', '.join(sorted(bases))}")
+    return next(iter(bases))
+
+
+class RegistryRoutes:
+    """Routes under ``/v1/adapters`` and ``/v1/uploads``; ``handlers`` are given to Litestar."""
+
+    def __init__(self, identity: IdentityClient, fleet: FleetView, transfers: Transfers) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._transfers = transfers
+
+    def handlers(self) -> list[Any]:
+        return [*self._uploads(), *self._adapters(), *self._history()]
+
+    def _uploads(self) -> list[Any]:
+        @post("/v1/uploads", status_code=200)
+        async def begin_upload(request: AnyRequest) -> UploadBegun:
+            """Get a staging place for a push."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), UploadBody)
+            adapter = parse_reference(body.adapter, "adapter").name
+            begun = await self._identity.call(BeginUpload(credential=credential, adapter=adapter), UploadBegun)
+            size_bytes_max = min(begun.size_bytes_max, self._transfers.limit_bytes("adapter_model.safetensors"))
+            return UploadBegun(begun.upload_id, size_bytes_max)
+
+        # The framework's bound is off here: the transfer counts the bytes itself while it streams them.
+        @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
+        async def upload(request: AnyRequest, upload_id: FromPath[str], file_name: FromPath[str]) -> UploadReply:
+            """Stage one file of a push; the raw body is streamed."""
+            await self._identity.resolve(caller_of(request), None)
+            declared = request.headers.get("content-length", "0")
+            declared_bytes = int(declared) if declared.isdecimal() else 0
+            size_bytes = await self._transfers.upload(upload_id, file_name, request.stream(), declared_bytes)
+            return UploadReply(size_bytes)
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/revisions", status_code=200)
+        async def commit(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Make what was staged the adapter's next revision, and serve it."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), RevisionBody)
+            if body.base is not None and DIGEST_PATTERN.match(body.base) is None:
+                raise InvalidRequest("base", "must be a fingerprint: 'sha256:' and 64 hexadecimal digits")
+            order = Commit(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                upload_id=body.upload_id,
+                served_base=served_base(self._fleet, body.base),
+                declared_base=body.base,
+                dtype=body.dtype,
+                note=body.note,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [begin_upload, upload, commit]
+
+    def _adapters(self) -> list[Any]:
+        @get("/v1/adapters")
+        async def list_adapters(
+            request: AnyRequest, after: FromQuery[str] = "", limit: FromQuery[int] = 100
+        ) -> AdapterList:
+            """List the adapters that this key may use, by name."""
+            if not 1 <= limit <= _PAGE_MAX:
+                raise InvalidRequest("limit", f"must be between 1 and {_PAGE_MAX}")
+            order = ListAdapters(credential=caller_of(request), after=after, num_max=limit)
+            return await self._identity.call(order, AdapterList)
+
+        @get("/v1/adapters/{tenant:str}/{name:str}/pack")
+        async def pack(
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], revision: FromQuery[str | None] = None
+        ) -> Response[bytes]:
+            """Download a revision's pack."""
+            resolution = await self._identity.resolve(caller_of(request), _reference(tenant, name, revision))
+            adapter = resolution.adapter
+            assert adapter is not None, "a reference was asked for"
+            headers = {
+                "octavo-revision": str(adapter.revision),
+                "octavo-digest": adapter.digest,
+                "octavo-base": adapter.base,
+                "octavo-base-name": self._fleet.bases().get(adapter.base, ""),
+            }
+            data = await self._transfers.pack(adapter)
+            return Response(data, headers=headers, media_type="application/octet-stream")
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)
+        async def grant(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Let somebody use the adapter."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), GrantBody)
+            order = Grant(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                principal=body.principal,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        @delete("/v1/adapters/{tenant:str}/{name:str}/grants/{principal:str}", status_code=200)
+        async def revoke(
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], principal: FromPath[str]
+        ) -> AdapterInfo:
+            """Take a grant back."""
+            order = Revoke(
+                credential=caller_of(request),
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                principal=principal,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [list_adapters, pack, grant, revoke]
+
+    def _history(self) -> list[Any]:
+        @get("/v1/adapters/{tenant:str}/{name:str}/history")
+        async def history(
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], limit: FromQuery[int] = 100
+        ) -> HistoryList:
+            """Tell what happened to the adapter, newest first."""
+            if not 1 <= limit <= _PAGE_MAX:
+                raise InvalidRequest("limit", f"must be between 1 and {_PAGE_MAX}")
+            order = History(credential=caller_of(request), adapter=adapter_name(tenant, name), num_max=limit)
+            return await self._identity.call(order, HistoryList)
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/rollback", status_code=200)
+        async def rollback(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Move an alias back."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), RollbackBody)
+            order = Rollback(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                number=body.revision,
+                alias=body.alias,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [history, rollback]

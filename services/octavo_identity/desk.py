@@ -1,0 +1,62 @@
+"""What all verbs share: who asks, which adapter is meant, and how a head is shown."""
+
+from octavo_identity.heads import HeadStore
+from octavo_identity.ids import Ids
+from octavo_identity.keys import authenticate
+from octavo_identity.projection import Projection
+from octavo_identity.records import AdapterHead, KeyHead
+from octavo_identity.registry import Make, Registry
+from octavo_shared import subjects
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.identity import AdapterInfo, Credential
+from octavo_shared.references import Reference, parse_reference
+
+_IDEMPOTENCY_KEY_LENGTH_MAX = 256
+
+
+class Desk:
+    """The parts that every verb works with. Holds no state of its own."""
+
+    def __init__(self, heads: HeadStore, ids: Ids, projection: Projection) -> None:
+        self.heads = heads
+        self.ids = ids
+        self.projection = projection
+        self.registry = Registry(heads, ids)
+
+    async def authenticate(self, credential: Credential) -> KeyHead:
+        """Return who asks; raises ``Unauthenticated``."""
+        return await authenticate(self.heads, credential)
+
+    def tenant_subject(self, tenant: str) -> str:
+        """Return the registry subject of a tenant."""
+        tenant_id = self.ids.tenant(tenant)
+        return subjects.tenant_head(self.ids.shard(tenant_id), tenant_id)
+
+    async def has_tenant(self, tenant: str) -> bool:
+        """Tell whether the tenant was created."""
+        return await self.heads.read(self.tenant_subject(tenant)) is not None
+
+    async def change(self, reference: Reference, key: KeyHead, write: str, make: Make) -> AdapterHead:
+        """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it."""
+        if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
+            raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
+        head, sequence = await self.registry.change(reference, key.principal, write, make)
+        self.projection.expect(sequence)
+        return head
+
+
+def adapter_reference(text: str) -> Reference:
+    """Return the adapter that ``tenant/name`` means; raises ``InvalidRequest`` for anything else."""
+    reference = parse_reference(text, "adapter")
+    if reference.name != text:
+        raise InvalidRequest("adapter", "must name an adapter, not one of its revisions")
+    return reference
+
+
+def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
+    """Return a head as ``key`` may see it: who else may use it is the owner's business alone."""
+    newest = max(head.revisions, key=lambda stored: stored.revision.number)
+    grants = head.grants if key.principal == head.owner else ()
+    return AdapterInfo(
+        head.name, head.adapter_id, head.owner, head.aliases, newest.revision, grants, head.num_revisions
+    )

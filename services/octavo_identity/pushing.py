@@ -1,0 +1,124 @@
+"""Verbs of a push: begin an upload, commit it as the adapter's next revision."""
+
+import msgspec
+
+from octavo_identity import access
+from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
+from octavo_identity.registry import Change, with_revision, write_mark
+from octavo_identity.staging import Built, Staging
+from octavo_shared.clock import wall_ms
+from octavo_shared.errors import AdapterNotFound, InvalidRequest, RevisionConflict
+from octavo_shared.messages import identity as messages
+from octavo_shared.messages.identity import AdapterInfo, Role
+from octavo_shared.references import SERVING, Reference
+
+UPLOAD_AGE_MS_MAX = 45 * 60_000
+_COMMIT_ATTEMPTS_MAX = 16
+_NOTE_LENGTH_MAX = 1_024
+
+
+class Pushing:
+    """One method per verb, of the same name."""
+
+    def __init__(self, desk: Desk, staging: Staging, upload_bytes_max: int) -> None:
+        self._desk = desk
+        self._staging = staging
+        self._upload_bytes_max = upload_bytes_max
+
+    async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
+        """Name a staging place that only this principal can commit, to this adapter, for a while."""
+        key = await self._desk.authenticate(request.credential)
+        reference = adapter_reference(request.adapter)
+        await self._checked_head(key, reference)
+        upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
+        return messages.UploadBegun(upload_id, self._upload_bytes_max)
+
+    async def commit(self, request: messages.Commit) -> AdapterInfo:
+        """Make what was staged the next revision. The pack is stored first: visible means complete.
+
+        Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
+        upload is not there, not the caller's or too old, and ``RevisionConflict`` when too many others push.
+        """
+        key = await self._desk.authenticate(request.credential)
+        reference = adapter_reference(request.adapter)
+        head = await self._checked_head(key, reference)
+        self._check_upload(request, key, reference)
+        if len(request.note) > _NOTE_LENGTH_MAX:
+            raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
+        mark = write_mark(key.principal, request.idempotency_key)
+        if head is not None and mark in head.writes:
+            return info(await self._desk.registry.head_of_write(reference, mark), key)
+        built = await self._staging.build(request)
+        for _ in range(_COMMIT_ATTEMPTS_MAX):
+            number = (head.num_revisions if head else 0) + 1
+            adapter_id = self._desk.ids.adapter(reference.tenant, reference.adapter)
+            object_key = f"packs/{adapter_id}/{number}.{request.upload_id}"
+            await self._staging.store_pack(object_key, built.pack)
+            try:
+                head = await self._add(request, key, reference, built, number, object_key)
+            except _Overtaken as overtaken:
+                head = overtaken.head
+                continue
+            await self._staging.discard(request.upload_id)
+            return info(head, key)
+        raise RevisionConflict
+
+    async def _add(
+        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, number: int, object_key: str
+    ) -> AdapterHead:
+        header = built.header
+        revision = messages.Revision(
+            number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
+            header.dtype, key.principal, wall_ms(), None, request.note,
+        )  # fmt: skip
+
+        def add(now: AdapterHead | None) -> Change:
+            access.check_push(key, reference.tenant, now)
+            if (now.num_revisions if now else 0) + 1 != number:
+                raise _Overtaken(now)
+            parent = _served(now)
+            stored = StoredRevision(
+                msgspec.structs.replace(revision, parent=parent.revision.digest if parent else None),
+                object_key,
+                parent.revision.number if parent else None,
+            )
+            new = with_revision(now or self._new_head(reference, key), stored)
+            return Change("revision_added", new, request.note, stored)
+
+        return await self._desk.change(reference, key, request.idempotency_key, add)
+
+    async def _checked_head(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
+        head = await self._desk.registry.head(reference)
+        access.check_push(key, reference.tenant, head)
+        if key.role is Role.ADMIN and not await self._desk.has_tenant(reference.tenant):
+            raise AdapterNotFound
+        return head
+
+    def _check_upload(self, request: messages.Commit, key: KeyHead, reference: Reference) -> None:
+        age_ms = self._desk.ids.upload_age_ms(request.upload_id, key.principal, reference.name, wall_ms())
+        if age_ms is None:
+            raise InvalidRequest("upload_id", "was not issued to this principal for this adapter")
+        if age_ms > UPLOAD_AGE_MS_MAX:
+            raise InvalidRequest("upload_id", "is too old: an upload is committed within 45 minutes")
+
+    def _new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
+        ids = self._desk.ids
+        adapter_id = ids.adapter(reference.tenant, reference.adapter)
+        return AdapterHead(adapter_id, ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
+
+
+class _Overtaken(Exception):
+    """Another push took the revision number; ``head`` is what it made."""
+
+    def __init__(self, head: AdapterHead | None) -> None:
+        super().__init__()
+        self.head = head
+
+
+def _served(head: AdapterHead | None) -> StoredRevision | None:
+    """Return the revision that ``serving`` names; the head keeps every revision that an alias names."""
+    if head is None:
+        return None
+    number = head.aliases.get(SERVING)
+    return next((stored for stored in head.revisions if stored.revision.number == number), None)

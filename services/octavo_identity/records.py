@@ -1,0 +1,74 @@
+"""The registry's durable records, in MessagePack. New fields go last, with a default.
+
+Every event carries the new head of its subject, so the last message is the head and all messages are the ledger.
+"""
+
+import msgspec
+
+from octavo_shared.messages.identity import Revision, Role
+from octavo_shared.references import AdapterId, TenantId
+
+REVISIONS_IN_HEAD_MAX = 32
+WRITES_IN_HEAD_MAX = 32
+
+
+class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
+    tenant_id: TenantId
+    tenant: str
+
+
+class KeyHead(msgspec.Struct, frozen=True, tag="key"):
+    key_id: str
+    secret_sha256: bytes
+    principal: str
+    tenant: str
+    role: Role
+    is_revoked: bool = False
+
+
+class StoredRevision(msgspec.Struct, frozen=True):
+    """A revision, where its pack lies, and the number of the one that was served when it was pushed."""
+
+    revision: Revision
+    object_key: str
+    parent_number: int | None = None
+
+
+class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
+    """``revisions`` holds the newest ones and all that an alias names; older ones are found in the ledger.
+
+    ``writes`` are marks of the latest idempotency keys, the newest last: the broker's own de-duplication forgets
+    after minutes.
+    """
+
+    adapter_id: AdapterId
+    tenant_id: TenantId
+    name: str
+    owner: str
+    num_revisions: int
+    revisions: tuple[StoredRevision, ...]
+    aliases: dict[str, int]
+    grants: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
+Head = TenantHead | KeyHead | AdapterHead
+
+
+class RegistryEvent(msgspec.Struct, frozen=True):
+    """One change. ``previous_sequence`` links to the event before it on the same subject (0: the first).
+
+    ``statement``, ``signature`` and ``sealed`` are the places of the provenance envelope, the registry's signature
+    and the personal fields once they are encrypted; they are empty so far.
+    """
+
+    kind: str
+    actor: str
+    at_ms: int
+    previous_sequence: int
+    head: Head
+    detail: str = ""
+    revision: StoredRevision | None = None
+    statement: bytes = b""
+    signature: bytes = b""
+    sealed: bytes = b""

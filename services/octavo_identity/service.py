@@ -1,0 +1,138 @@
+"""The identity process: verbs on NATS, the projection and the sweeper beside them."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+
+from octavo_identity.desk import Desk
+from octavo_identity.heads import HeadStore
+from octavo_identity.ids import Ids, load_secret
+from octavo_identity.keys import ensure_admin_key
+from octavo_identity.projection import Projection
+from octavo_identity.pushing import Pushing
+from octavo_identity.settings import IdentitySettings
+from octavo_identity.staging import Staging
+from octavo_identity.sweeper import Sweeper
+from octavo_identity.tenancy import Tenancy
+from octavo_identity.verbs import Verbs
+from octavo_shared import subjects
+from octavo_shared.bus import Bus, Handler
+from octavo_shared.config import ConfigError
+from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
+from octavo_shared.messages.identity import VERBS
+from octavo_shared.objects import ObjectStore
+from octavo_shared.service import probes, run_service
+from octavo_shared.telemetry import log, tracer
+
+_BUDGET_MS = 4_500
+_COMMIT_BUDGET_MS = 110_000
+_RETRY_S = 0.5
+_START_ATTEMPTS_MAX = 240
+
+
+async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
+    """Run until ``stop`` is set."""
+    store = ObjectStore(settings)
+    projection: Projection | None = None
+    try:
+        async with Bus(settings.nats_url, "identity") as bus:
+            ids = Ids(load_secret(settings.identity_dir))
+            projection = Projection(settings.identity_dir / "projection.sqlite")
+            following = projection
+
+            def is_ready() -> bool:
+                return bus.is_connected and following.is_caught_up
+
+            async with probes(settings, is_ready):
+                heads = HeadStore(bus, settings.num_replicas)
+                await _retry(heads.ensure_stream)
+                await _retry(store.ensure_bucket)
+                if (path := settings.admin_key_file) is not None:
+                    await _retry(lambda: ensure_admin_key(heads, path))
+                desk = Desk(heads, ids, projection)
+                pushing = Pushing(desk, Staging(store), settings.upload_bytes_max)
+                handlers = _handlers(Verbs(desk), pushing, Tenancy(desk))
+                side_tasks = [
+                    asyncio.create_task(projection.follow(heads), name="projection"),
+                    asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
+                ]
+                for verb, (kind, _) in VERBS.items():
+                    handler = _bounded(verb, handlers[verb])
+                    await bus.serve(subjects.identity(verb), kind, handler, subjects.IDENTITY_QUEUE)
+                log.info("identity_started")
+                await _wait(stop, side_tasks)
+    finally:
+        if projection is not None:
+            projection.close()
+        store.close()
+
+
+def _handlers(verbs: Verbs, pushing: Pushing, tenancy: Tenancy) -> dict[str, Handler]:
+    return {
+        "resolve": verbs.resolve,
+        "create_tenant": tenancy.create_tenant,
+        "issue_key": tenancy.issue_key,
+        "revoke_key": tenancy.revoke_key,
+        "begin_upload": pushing.begin_upload,
+        "commit": pushing.commit,
+        "rollback": verbs.rollback,
+        "grant": verbs.grant,
+        "revoke": verbs.revoke,
+        "list": verbs.list,
+        "history": verbs.history,
+    }
+
+
+def _bounded(verb: str, handler: Handler) -> Handler:
+    """Return ``handler`` inside a span, with a deadline a little shorter than its callers'."""
+    budget_ms = _COMMIT_BUDGET_MS if verb == "commit" else _BUDGET_MS
+
+    async def handle(request: Any) -> Any:
+        with tracer.start_as_current_span(f"identity.{verb}", kind=SpanKind.SERVER):
+            try:
+                async with asyncio.timeout(budget_ms / 1000) as deadline:
+                    return await handler(request)
+            except TimeoutError:
+                if deadline.expired():
+                    raise DeadlineExceeded(budget_ms) from None
+                raise
+
+    return handle
+
+
+async def _retry(work: Callable[[], Awaitable[Any]]) -> None:
+    """Do ``work`` once NATS and object storage are there; they may start after us."""
+    for _ in range(_START_ATTEMPTS_MAX):
+        try:
+            await work()
+        except DependencyUnavailable as error:
+            log.warning("start_waits", detail=error.message)
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return
+    raise DependencyUnavailable("what identity needs to start")
+
+
+async def _wait(stop: asyncio.Event, side_tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for ``stop``; a side task that ends before it is a failure of the service."""
+    waiting = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait([waiting, *side_tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in (waiting, *side_tasks):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def main() -> None:
+    try:
+        run_service("identity", IdentitySettings, serve)
+    except ConfigError as error:
+        sys.exit(f"identity: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Settings of the identity service."""
+
+from pathlib import Path
+
+from octavo_shared.config import StoreSettings
+
+
+class IdentitySettings(StoreSettings, frozen=True, kw_only=True):
+    """``identity_dir`` holds the deployment secret and the projection; ``admin_key_file`` gets the first key."""
+
+    identity_dir: Path
+    admin_key_file: Path | None = None
+    upload_bytes_max: int = 512 * 1024 * 1024
+    num_replicas: int = 1
+    """Replicas of the registry stream: 3 in production."""

@@ -1,0 +1,73 @@
+"""The warm tier: packs in host memory, plain bytes, keyed by (adapter id, digest), within a byte budget."""
+
+from collections.abc import Collection, Iterable
+
+from octavo_shared.policy import EvictionPolicy
+from octavo_shared.references import AdapterId, Digest
+
+PackKey = tuple[AdapterId, Digest]
+"""The adapter's id is part of it, so that nobody learns that another adapter holds the same bytes."""
+
+
+class HostCache:
+    """Packs in host memory. Not thread-safe: it belongs to the event loop.
+
+    A pack that is evicted while somebody still copies from it stays alive until that copy ends: bytes are
+    immutable and counted by Python, so no pin is needed here.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._packs: dict[PackKey, bytes] = {}
+        self._policy = EvictionPolicy[PackKey]()
+        self._used_bytes = 0
+        self._cost_ms: dict[PackKey, float] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
+
+    def __contains__(self, key: PackKey) -> bool:
+        return key in self._packs
+
+    def sizes(self) -> Iterable[tuple[PackKey, int]]:
+        """Return every key with its size in bytes."""
+        return [(key, len(pack)) for key, pack in self._packs.items()]
+
+    def get(self, key: PackKey) -> bytes | None:
+        """Return the pack and count a use, or None."""
+        pack = self._packs.get(key)
+        if pack is not None:
+            self._policy.used(key, len(pack), self._cost_ms[key])
+        return pack
+
+    def put(self, key: PackKey, pack: bytes, cost_ms: float, pinned: Collection[PackKey] = ()) -> bool:
+        """Keep ``pack``, evicting others by policy; ``cost_ms`` is what fetching it from below took.
+
+        Returns False, changing nothing, when it does not fit beside what is ``pinned``.
+        """
+        if key not in self._packs:
+            needed = self._used_bytes + len(pack) - self.budget_bytes
+            chosen = self._policy.choose(needed, pinned)
+            if needed > sum(len(self._packs[victim]) for victim in chosen):
+                return False
+            for victim in chosen:
+                self._policy.evicted(victim)
+                self._forget(victim)
+            self._packs[key] = pack
+            self._used_bytes += len(pack)
+        self._cost_ms[key] = cost_ms
+        self._policy.used(key, len(pack), cost_ms)
+        return True
+
+    def drop(self, key: PackKey) -> bool:
+        """Let go of one pack by order; tell whether it was here."""
+        if key not in self._packs:
+            return False
+        self._policy.dropped(key)
+        self._forget(key)
+        return True
+
+    def _forget(self, key: PackKey) -> None:
+        self._used_bytes -= len(self._packs.pop(key))
+        del self._cost_ms[key]

@@ -1,0 +1,132 @@
+"""Packs below the device: found warm, local or cold, verified on the bytes that will be used, kept on the way up."""
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from octavo_shared.clock import now_ms
+from octavo_shared.errors import AdapterRefused, AdapterUnavailable, BaseMismatch, DependencyUnavailable
+from octavo_shared.messages.generation import AdapterHandle, Tier
+from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.pack import PackHeader, digest_of, read_header
+from octavo_shared.references import Fingerprint
+from octavo_shared.telemetry import log, tracer
+from octavo_worker.adapters.disk_cache import DiskCache
+from octavo_worker.adapters.host_cache import HostCache, PackKey
+
+_COLD_READS_MAX = 4
+_COLD_READ_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class FoundPack:
+    """A pack whose digest and base are right. ``tier`` is where it was found."""
+
+    pack: bytes
+    header: PackHeader
+    tier: Tier
+    fetch_ms: float
+    verify_ms: float
+
+
+class PackTiers:
+    """Warm, local and cold as one place to get packs from. Belongs to the event loop; its work runs on threads."""
+
+    def __init__(
+        self, warm: HostCache, local: DiskCache, store: ObjectStore, base: Fingerprint, threads: Executor
+    ) -> None:
+        self.warm = warm
+        self.local = local
+        self._store = store
+        self._base = base
+        self._threads = threads
+        # Reads from S3 have a bound of their own: four stalled ones must not hold up what is near.
+        self._cold_slots = asyncio.Semaphore(_COLD_READS_MAX)
+        self._writes: dict[PackKey, asyncio.Task[bool]] = {}
+
+    def find(self, key: PackKey) -> Tier:
+        """Return the nearest tier that has ``key``; COLD when none has."""
+        if key in self.warm:
+            return Tier.WARM
+        return Tier.LOCAL if key in self.local else Tier.COLD
+
+    async def fetch(self, handle: AdapterHandle) -> FoundPack:
+        """Return the pack of ``handle`` from the nearest tier, verified.
+
+        A copy nearby that does not match its digest is dropped and the next tier asked. Raises
+        ``BaseMismatch``, or ``AdapterUnavailable`` when S3 has it not, has something else or does not answer.
+        """
+        key = (handle.adapter_id, handle.digest)
+        if (pack := self.warm.get(key)) is not None:
+            if (found := await self._verified(handle, pack, Tier.WARM, 0.0)) is not None:
+                return found
+            self.warm.drop(key)
+        started_ms = now_ms()
+        if (pack := await self.local.read(key)) is not None:
+            fetch_ms = now_ms() - started_ms
+            if (found := await self._verified(handle, pack, Tier.LOCAL, fetch_ms)) is not None:
+                self.warm.put(key, pack, fetch_ms)
+                return found
+            await self.local.drop(key)
+        started_ms = now_ms()
+        pack = await self._read_cold(handle)
+        fetch_ms = now_ms() - started_ms
+        found = await self._verified(handle, pack, Tier.COLD, fetch_ms)
+        if found is None:
+            raise AdapterUnavailable("the stored pack does not match its digest")
+        self.warm.put(key, pack, fetch_ms)
+        # The request does not wait for the disk.
+        task = asyncio.create_task(self.local.write(key, pack, fetch_ms), name="keep local")
+        self._writes[key] = task
+        task.add_done_callback(lambda _: self._writes.pop(key, None))
+        return found
+
+    async def drop(self, key: PackKey, below: Tier) -> None:
+        """Let go of the copies above ``below``; returns once files are gone."""
+        if (write := self._writes.get(key)) is not None:
+            await asyncio.wait([write])
+        if below in (Tier.LOCAL, Tier.COLD):
+            self.warm.drop(key)
+        if below is Tier.COLD:
+            await self.local.drop(key)
+
+    async def settle(self) -> None:
+        """Wait for the file writes in the background."""
+        if self._writes:
+            await asyncio.wait(list(self._writes.values()))
+
+    async def _read_cold(self, handle: AdapterHandle) -> bytes:
+        async with self._cold_slots:
+            with tracer.start_as_current_span("s3.read", kind=SpanKind.CLIENT) as span:
+                span.set_attribute("octavo.pack_bytes", handle.pack_bytes)
+                cause: Exception
+                try:
+                    async with asyncio.timeout(_COLD_READ_TIMEOUT_S):
+                        return await self._store.read(handle.object_key)
+                except ObjectMissing as error:
+                    problem, cause = "object storage has no such pack", error
+                except DependencyUnavailable as error:
+                    problem, cause = "object storage does not answer", error
+                except TimeoutError as error:
+                    problem, cause = f"object storage took longer than {_COLD_READ_TIMEOUT_S:.0f} s", error
+                span.set_status(Status(StatusCode.ERROR, problem))
+                raise AdapterUnavailable(problem) from cause
+
+    async def _verified(self, handle: AdapterHandle, pack: bytes, tier: Tier, fetch_ms: float) -> FoundPack | None:
+        started_ms = now_ms()
+
+        def verify() -> PackHeader | None:
+            return read_header(pack) if digest_of(pack) == handle.digest else None
+
+        try:
+            header = await asyncio.get_running_loop().run_in_executor(self._threads, verify)
+        except AdapterRefused as error:
+            raise AdapterUnavailable(f"the pack is malformed ({error.message})") from error
+        if header is None:
+            log.error("pack_digest_mismatched", tier=tier.value, revision=handle.revision, pack_bytes=len(pack))
+            return None
+        if header.base != self._base:
+            raise BaseMismatch(adapter_base=header.base, served_base=self._base)
+        return FoundPack(pack, header, tier, fetch_ms, now_ms() - started_ms)

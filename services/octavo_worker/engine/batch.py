@@ -1,0 +1,107 @@
+"""One packed batch: the rows of all scheduled sequences behind each other, grouped by adapter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo_kernels.layout import KvTable, RowGroups, RowTable
+from octavo_worker.engine import sequence
+from octavo_worker.model.context import KvShape, StepInputs
+
+
+@dataclass(frozen=True)
+class Part:
+    """The next ``num_tokens`` uncomputed tokens of a sequence; its pages already reach that far."""
+
+    sequence: sequence.Sequence
+    num_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether these are all that is missing, so that the last row yields a token."""
+        return self.sequence.num_cached_tokens + self.num_tokens == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed tensors of one step.
+
+    Shapes: N rows, B parts of which S yield a token
+        tokens, positions  [N] int64
+        rows               [S] int64, the last row of each part in ``sampled``; the last of all when there is none
+    """
+
+    parts: tuple[Part, ...]
+    sampled: tuple[Part, ...]
+    inputs: StepInputs
+    tokens: Tensor
+    positions: Tensor
+    rows: Tensor
+
+
+def build(
+    parts: Sequence[Part],
+    slots: Sequence[int],
+    tables: Mapping[str, RowTable],
+    arena: Tensor,
+    shape: KvShape,
+) -> Batch:
+    """Pack ``parts``, whose adapters have ``slots`` (-1: none).
+
+    Parts of one slot stand together, so that each adapter is one row group.
+    """
+    device = arena.device
+    ordered = sorted(range(len(parts)), key=lambda i: (slots[i], parts[i].sequence.order))
+    parts = [parts[i] for i in ordered]
+    counts = np.array([part.num_tokens for part in parts], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    begins = np.array([part.sequence.num_cached_tokens for part in parts], dtype=np.int64)
+
+    page_offsets = np.zeros((len(parts), max(len(part.sequence.pages) for part in parts)), dtype=np.int64)
+    for row, part in zip(page_offsets, parts, strict=True):
+        row[: len(part.sequence.page_offsets)] = part.sequence.page_offsets
+    part_of_row = np.repeat(np.arange(len(parts)), counts)
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - begins, counts)
+    token_offsets = (
+        page_offsets[part_of_row, positions // shape.page_tokens] + positions % shape.page_tokens * shape.head_dim
+    )
+    tokens = [
+        token
+        for part, begin in zip(parts, begins.tolist(), strict=True)
+        for token in part.sequence.tokens[begin : begin + part.num_tokens]
+    ]
+    slot_of_part = np.array([slots[i] for i in ordered], dtype=np.int32)
+    is_first = np.concatenate([[True], np.diff(slot_of_part) != 0])
+    sampled = [i for i, part in enumerate(parts) if part.is_sampled]
+
+    def on_device(values: object, dtype: torch.dtype) -> Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
+
+    inputs = StepInputs(
+        arena=arena,
+        kv=KvTable(
+            page_offsets=on_device(page_offsets, torch.int64),
+            query_starts=on_device(starts, torch.int32),
+            context_lens=on_device(begins + counts, torch.int32),
+            page_tokens=shape.page_tokens,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+        ),
+        token_offsets=on_device(token_offsets, torch.int64),
+        groups=RowGroups(
+            starts=on_device(np.append(starts[:-1][is_first], starts[-1]), torch.int32),
+            slots=on_device(slot_of_part[is_first], torch.int32),
+        ),
+        tables=tables,
+    )
+    return Batch(
+        parts=tuple(parts),
+        sampled=tuple(parts[i] for i in sampled),
+        inputs=inputs,
+        tokens=on_device(tokens, torch.int64),
+        positions=on_device(positions, torch.int64),
+        rows=on_device(starts[1:][sampled or [-1]] - 1, torch.int64),
+    )

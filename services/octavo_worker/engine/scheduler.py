@@ -1,0 +1,140 @@
+"""Who computes how many tokens in the next step. Pure: values in, a plan out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo_shared.references import TenantId
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A sequence as the scheduler sees it. ``order`` names it: smaller came first."""
+
+    order: int
+    tenant_id: TenantId
+    num_tokens: int
+    num_cached_tokens: int
+    num_pages: int
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens whose keys and values are not computed yet; 1 while decoding."""
+        return self.num_tokens - self.num_cached_tokens
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """``num_step_tokens_max`` rows per step, no less than ``num_running_max`` so that every decode finds room."""
+
+    num_running_max: int
+    num_step_tokens_max: int
+    page_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_running_max <= self.num_step_tokens_max:
+            raise ValueError(f"{self.num_step_tokens_max} tokens per step cannot hold {self.num_running_max} sequences")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``num_tokens`` more tokens of a sequence, for which it needs ``num_new_pages`` more pages."""
+
+    order: int
+    num_tokens: int
+    num_new_pages: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """``preempted`` give back their pages first; then ``chunks`` get theirs. Waiting ones with a chunk are admitted."""
+
+    chunks: tuple[Chunk, ...]
+    preempted: tuple[int, ...]
+
+
+def schedule(
+    running: Sequence[Candidate], waiting: Sequence[Candidate], num_pages_free: int, limits: StepLimits
+) -> StepPlan:
+    """Plan one step: decodes first, then prefills that run, then newcomers of the tenants that have least running.
+
+    ``waiting`` holds only sequences that could run: their adapter is resident. When pages run out, the youngest
+    running sequence gives its own back and will compute again; the oldest is never preempted, so it always
+    advances. Newcomers never cause preemption: they enter when all their known tokens fit.
+    """
+    step = _Step(running, num_pages_free, limits)
+    for candidate in sorted(running, key=lambda c: (c.num_missing > 1, c.order)):
+        step.advance(candidate)
+    step.admit(waiting)
+    return StepPlan(tuple(step.chunks.values()), tuple(step.preempted))
+
+
+class _Step:
+    """The plan while it is made."""
+
+    def __init__(self, running: Sequence[Candidate], num_pages_free: int, limits: StepLimits) -> None:
+        self._limits = limits
+        self._free = num_pages_free
+        self._tokens_left = limits.num_step_tokens_max
+        self._running = {candidate.order: candidate for candidate in running}
+        self.chunks: dict[int, Chunk] = {}
+        self.preempted: list[int] = []
+
+    def advance(self, candidate: Candidate) -> None:
+        """Give a running sequence its chunk, preempting younger ones for pages; or leave it out of this step."""
+        num_tokens = min(candidate.num_missing, self._tokens_left)
+        if candidate.order not in self._running or num_tokens < 1:
+            return
+        needed = self._new_pages(candidate, num_tokens)
+        while needed > self._free and (youngest := max(self._running)) > candidate.order:
+            self._preempt(self._running[youngest])
+        if needed > self._free:
+            # Nobody younger is left to give way: take what fits, or keep what it has and wait.
+            room = (candidate.num_pages + self._free) * self._limits.page_tokens - candidate.num_cached_tokens
+            num_tokens = min(num_tokens, room)
+            if num_tokens < 1:
+                return
+        self._grant(candidate, num_tokens)
+
+    def admit(self, waiting: Sequence[Candidate]) -> None:
+        """Let waiting sequences in, while there is room, from the tenant with the fewest running ones first."""
+        if self.preempted:
+            # Whoever was preempted just now would be let in again at once.
+            return
+        num_running_of = Counter(candidate.tenant_id for candidate in self._running.values())
+        left = list(waiting)
+        while left and self._tokens_left > 0 and len(self._running) < self._limits.num_running_max:
+            candidate = min(left, key=lambda c: (num_running_of[c.tenant_id], c.order))
+            # One token more, so that its first decode does not have to preempt somebody.
+            if self._new_pages(candidate, candidate.num_missing + 1) > self._free:
+                if self._running:
+                    return
+                # Alone it may start with what fits.
+                room = (candidate.num_pages + self._free) * self._limits.page_tokens
+                if room < 1:
+                    return
+                self._running[candidate.order] = candidate
+                self._grant(candidate, min(candidate.num_missing, self._tokens_left, room))
+                return
+            left.remove(candidate)
+            num_running_of[candidate.tenant_id] += 1
+            self._running[candidate.order] = candidate
+            self._grant(candidate, min(candidate.num_missing, self._tokens_left))
+
+    def _new_pages(self, candidate: Candidate, num_tokens: int) -> int:
+        needed = -(-(candidate.num_cached_tokens + num_tokens) // self._limits.page_tokens)
+        return max(0, needed - candidate.num_pages)
+
+    def _grant(self, candidate: Candidate, num_tokens: int) -> None:
+        num_new_pages = self._new_pages(candidate, num_tokens)
+        self._free -= num_new_pages
+        self._tokens_left -= num_tokens
+        self.chunks[candidate.order] = Chunk(candidate.order, num_tokens, num_new_pages)
+
+    def _preempt(self, candidate: Candidate) -> None:
+        del self._running[candidate.order]
+        self._free += candidate.num_pages
+        self.preempted.append(candidate.order)
+        if chunk := self.chunks.pop(candidate.order, None):
+            self._free += chunk.num_new_pages
+            self._tokens_left += chunk.num_tokens

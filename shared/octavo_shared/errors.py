@@ -1,0 +1,210 @@
+"""Everything that can go wrong on purpose.
+
+OctavoError
+├── InvalidRequest            400  a field is wrong
+│   ├── UnsupportedParameter  400  a field that OpenAI knows and Octavo does not serve
+│   └── ContextExceeded       400  prompt and answer do not fit the context
+├── Unauthenticated           401  no key, a wrong key or a revoked one
+├── NotPermitted              403  the key is good but may not do this
+├── AdapterNotFound           404  not there, or not yours: one answer for both
+├── RevisionConflict          409  somebody else moved the head first
+├── NameTaken                 409  a tenant of this name exists
+├── BaseMismatch              409  the adapter was made for another base
+├── UploadTooLarge            413  more bytes than the limit
+├── AdapterRefused            422  the validator's answer, with its rule
+├── Overloaded                429  too many requests, with a truthful Retry-After
+├── NoWorker                  503  no worker that could serve the base is alive, or all are busy
+├── AdapterUnavailable        503  the pack could not be read or did not match its digest
+├── DependencyUnavailable     503  NATS, S3, identity or the residency manager does not answer
+├── WorkerLost                503  every attempt ended with a worker that died or went silent
+├── DeadlineExceeded          504  the time budget is used up
+└── InternalError             500  a bug; carries an id that the logs carry too
+
+Codes are API and never change; sentences may. A leaf knows its HTTP status and whether a retry can help.
+"""
+
+import uuid
+from typing import ClassVar
+
+import msgspec
+
+Fields = dict[str, str | int | float]
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An ``OctavoError`` on the wire."""
+
+    code: str
+    message: str
+    fields: Fields = {}
+
+
+class OctavoError(Exception):
+    """Base of the tree; never raised itself."""
+
+    code: ClassVar[str]
+    http_status: ClassVar[int]
+    is_retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **fields: str | int | float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields: Fields = fields
+
+    def refusal(self) -> Refusal:
+        """Return the form in which this error travels."""
+        return Refusal(self.code, self.message, self.fields)
+
+
+class InvalidRequest(OctavoError):
+    code, http_status = "invalid_request", 400
+
+    def __init__(self, field: str, problem: str, **fields: str | int | float) -> None:
+        super().__init__(f"'{field}' {problem}", field=field, **fields)
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+    def __init__(self, field: str, problem: str = "is not supported") -> None:
+        super().__init__(field, problem)
+
+
+class ContextExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, field: str, *, prompt_tokens: int, max_tokens: int, context_tokens: int) -> None:
+        super().__init__(
+            field,
+            f"does not fit: {prompt_tokens} prompt tokens and {max_tokens} new tokens exceed "
+            f"the context of {context_tokens} tokens",
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            context_tokens=context_tokens,
+        )
+
+
+class Unauthenticated(OctavoError):
+    code, http_status = "unauthenticated", 401
+
+    def __init__(self) -> None:
+        super().__init__("a valid API key is required: send 'Authorization: Bearer <key>'")
+
+
+class NotPermitted(OctavoError):
+    code, http_status = "not_permitted", 403
+
+    def __init__(self, action: str) -> None:
+        super().__init__(f"this key may not {action}", action=action)
+
+
+class AdapterNotFound(OctavoError):
+    code, http_status = "adapter_not_found", 404
+
+    def __init__(self) -> None:
+        # The reference is left out on purpose: the body must not differ between 'not there' and 'not yours'.
+        super().__init__("no such adapter or revision, or this key may not use it")
+
+
+class RevisionConflict(OctavoError):
+    code, http_status, is_retryable = "revision_conflict", 409, True
+
+    def __init__(self, problem: str = "the adapter changed at the same time; look again and retry") -> None:
+        super().__init__(problem)
+
+
+class NameTaken(OctavoError):
+    code, http_status = "name_taken", 409
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"'{name}' exists already", name=name)
+
+
+class BaseMismatch(OctavoError):
+    code, http_status = "base_mismatch", 409
+
+    def __init__(self, *, adapter_base: str, served_base: str) -> None:
+        super().__init__(
+            f"the adapter was made for base {adapter_base}; the base served here is {served_base}",
+            adapter_base=adapter_base,
+            served_base=served_base,
+        )
+
+
+class UploadTooLarge(OctavoError):
+    code, http_status = "upload_too_large", 413
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        super().__init__(f"the upload exceeds the limit of {limit_bytes} bytes", limit_bytes=limit_bytes)
+
+
+class AdapterRefused(OctavoError):
+    code, http_status = "adapter_refused", 422
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}", rule=rule, detail=detail)
+
+
+class Overloaded(OctavoError):
+    code, http_status, is_retryable = "overloaded", 429, True
+
+    def __init__(self, *, retry_after_s: int) -> None:
+        super().__init__(f"too many requests; retry after {retry_after_s} s", retry_after_s=retry_after_s)
+
+
+class NoWorker(OctavoError):
+    code, http_status, is_retryable = "no_worker", 503, True
+
+    def __init__(self, problem: str = "no worker can serve this request now") -> None:
+        super().__init__(problem)
+
+
+class AdapterUnavailable(OctavoError):
+    code, http_status, is_retryable = "adapter_unavailable", 503, True
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the adapter could not be loaded: {problem}")
+
+
+class DependencyUnavailable(OctavoError):
+    code, http_status, is_retryable = "dependency_unavailable", 503, True
+
+    def __init__(self, dependency: str) -> None:
+        super().__init__(f"{dependency} does not answer", dependency=dependency)
+
+
+class WorkerLost(OctavoError):
+    code, http_status, is_retryable = "worker_lost", 503, True
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"the worker was lost and no other could go on ({attempts} attempts)", attempts=attempts)
+
+
+class DeadlineExceeded(OctavoError):
+    code, http_status, is_retryable = "deadline_exceeded", 504, True
+
+    def __init__(self, budget_ms: int) -> None:
+        super().__init__(f"the time budget of {budget_ms} ms is used up", budget_ms=budget_ms)
+
+
+class InternalError(OctavoError):
+    code, http_status, is_retryable = "internal", 500, True
+
+    def __init__(self, error_id: str | None = None) -> None:
+        error_id = error_id or uuid.uuid4().hex[:12]
+        super().__init__(f"internal error {error_id}", error_id=error_id)
+
+
+def _leaves(root: type[OctavoError]) -> dict[str, type[OctavoError]]:
+    found = {root.code: root} if "code" in vars(root) else {}
+    for child in root.__subclasses__():
+        found |= _leaves(child)
+    return found
+
+
+def from_refusal(refusal: Refusal) -> OctavoError:
+    """Return the error that ``refusal`` names, as its own class; unknown codes become ``InternalError``."""
+    leaf = _leaves(OctavoError).get(refusal.code, InternalError)
+    error = leaf.__new__(leaf)
+    OctavoError.__init__(error, refusal.message, **refusal.fields)
+    return error

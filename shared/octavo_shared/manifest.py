@@ -1,0 +1,53 @@
+"""The base manifest: what others than the worker need to know of the base, published once to S3.
+
+``bases/<fingerprint>/manifest.json`` beside ``tokenizer.json``; ``<fingerprint>`` is the hexadecimal part.
+The chat template and special tokens are inside the manifest. It is written last, so visible means complete.
+"""
+
+import msgspec
+
+from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.references import Fingerprint
+
+
+class ModuleShape(msgspec.Struct, frozen=True):
+    """A linear module that an adapter may target; features of its input and output."""
+
+    in_features: int
+    out_features: int
+
+
+class BaseManifest(msgspec.Struct, frozen=True):
+    """``modules`` maps a module's full name in the model (``model.layers.0.self_attn.q_proj``) to its shape."""
+
+    name: str
+    fingerprint: Fingerprint
+    context_tokens: int
+    dtype: str
+    chat_template: str
+    bos_token: str
+    eos_token: str
+    stop_token_ids: tuple[int, ...]
+    modules: dict[str, ModuleShape]
+    num_layers: int
+
+
+def _folder(fingerprint: Fingerprint) -> str:
+    return f"bases/{fingerprint.removeprefix('sha256:')}"
+
+
+async def publish_base(store: ObjectStore, manifest: BaseManifest, tokenizer_json: bytes) -> None:
+    """Store a base's manifest and tokenizer; publishing the same base again changes nothing."""
+    folder = _folder(manifest.fingerprint)
+    await store.write(f"{folder}/tokenizer.json", tokenizer_json)
+    await store.write(f"{folder}/manifest.json", msgspec.json.encode(manifest))
+
+
+async def fetch_base(store: ObjectStore, fingerprint: Fingerprint) -> tuple[BaseManifest, bytes] | None:
+    """Return a base's manifest and ``tokenizer.json``, or None when it was never published."""
+    folder = _folder(fingerprint)
+    try:
+        manifest = msgspec.json.decode(await store.read(f"{folder}/manifest.json"), type=BaseManifest)
+        return manifest, await store.read(f"{folder}/tokenizer.json")
+    except ObjectMissing:
+        return None

@@ -1,0 +1,1 @@
+"""MessagePack messages between services. New fields go last, with a default."""

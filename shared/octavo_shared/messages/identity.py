@@ -1,0 +1,204 @@
+"""Requests to identity and its answers. Every request carries a ``Credential``; refusals travel as errors.
+
+Verb → request → reply (see ``VERBS``). Verbs that write take an ``idempotency_key``: a repeated one changes
+nothing and gets the first answer.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.references import AdapterId, Digest, Fingerprint
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """What the gateway passes on of an API key: its id and the SHA-256 of its secret, never the secret."""
+
+    key_id: str
+    secret_sha256: bytes
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    """Deployment-wide: creates tenants and keys, sees and commands the fleet."""
+    OWNER = "owner"
+    """Creates adapters in its own tenant and owns those it created."""
+    USER = "user"
+    """Uses what it owns nothing of but was granted."""
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    credential: Credential
+
+
+class _Write(_Request, frozen=True, kw_only=True):
+    idempotency_key: str
+
+
+class Resolve(_Request, frozen=True, kw_only=True):
+    """``reference`` None asks for the base alone: only the key is checked."""
+
+    reference: str | None = None
+
+
+class Resolution(msgspec.Struct, frozen=True):
+    """Who asks (``principal``, ``tenant_id``, ``role``) and, if there was a reference, what it names now."""
+
+    principal: str
+    tenant: str
+    tenant_id: str
+    role: Role
+    adapter: AdapterHandle | None = None
+
+
+class CreateTenant(_Write, frozen=True, kw_only=True):
+    tenant: str
+
+
+class TenantCreated(msgspec.Struct, frozen=True):
+    tenant: str
+
+
+class IssueKey(_Write, frozen=True, kw_only=True):
+    """A new key for ``user`` of ``tenant``. The gateway makes the secret; identity only sees its hash."""
+
+    tenant: str
+    user: str
+    role: Role
+    key_id: str
+    secret_sha256: bytes
+
+
+class KeyIssued(msgspec.Struct, frozen=True):
+    key_id: str
+    principal: str
+    role: Role
+
+
+class RevokeKey(_Write, frozen=True, kw_only=True):
+    key_id: str
+
+
+class BeginUpload(_Request, frozen=True, kw_only=True):
+    """Ask for a staging place for a push to ``adapter`` (``tenant/name``)."""
+
+    adapter: str
+
+
+class UploadBegun(msgspec.Struct, frozen=True):
+    """Files go to ``staging/<upload_id>/<file name>``; unused uploads are swept."""
+
+    upload_id: str
+    size_bytes_max: int
+
+
+class Commit(_Write, frozen=True, kw_only=True):
+    """Validate what was staged, store the pack, then make it the adapter's next revision and serve it.
+
+    ``declared_base`` is what the pusher says that the adapter was trained on (None: not said);
+    ``served_base`` is the base of this deployment. ``dtype`` ``bf16`` stores the small form.
+    """
+
+    adapter: str
+    upload_id: str
+    served_base: Fingerprint
+    declared_base: Fingerprint | None = None
+    dtype: str | None = None
+    note: str = ""
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """One immutable version, as people see it."""
+
+    number: int
+    digest: Digest
+    base: Fingerprint
+    pack_bytes: int
+    rank_max: int
+    num_modules: int
+    dtype: str
+    created_by: str
+    created_at_ms: int
+    parent: Digest | None = None
+    note: str = ""
+
+
+class AdapterInfo(msgspec.Struct, frozen=True):
+    """An adapter's head, as people see it."""
+
+    name: str
+    adapter_id: AdapterId
+    owner: str
+    aliases: dict[str, int]
+    latest: Revision
+    grants: tuple[str, ...] = ()
+    num_revisions: int = 0
+
+
+class Rollback(_Write, frozen=True, kw_only=True):
+    """Move ``alias`` to revision ``number`` (None: to the parent of the one it names now)."""
+
+    adapter: str
+    number: int | None = None
+    alias: str = "serving"
+
+
+class Grant(_Write, frozen=True, kw_only=True):
+    """Let ``principal`` (``user@tenant`` or ``*@tenant``) use the adapter."""
+
+    adapter: str
+    principal: str
+
+
+class Revoke(_Write, frozen=True, kw_only=True):
+    adapter: str
+    principal: str
+
+
+class ListAdapters(_Request, frozen=True, kw_only=True):
+    """Adapters that the caller owns or was granted, ordered by name, after the name ``after``."""
+
+    after: str = ""
+    num_max: int = 100
+
+
+class AdapterList(msgspec.Struct, frozen=True):
+    adapters: tuple[AdapterInfo, ...]
+
+
+class History(_Request, frozen=True, kw_only=True):
+    """What happened to ``adapter``, newest first."""
+
+    adapter: str
+    num_max: int = 100
+
+
+class HistoryEntry(msgspec.Struct, frozen=True):
+    kind: str
+    actor: str
+    at_ms: int
+    sequence: int
+    detail: str
+    revision: Revision | None = None
+
+
+class HistoryList(msgspec.Struct, frozen=True):
+    entries: tuple[HistoryEntry, ...]
+
+
+VERBS: dict[str, tuple[type[Any], type[Any]]] = {
+    "resolve": (Resolve, Resolution),
+    "create_tenant": (CreateTenant, TenantCreated),
+    "issue_key": (IssueKey, KeyIssued),
+    "revoke_key": (RevokeKey, KeyIssued),
+    "begin_upload": (BeginUpload, UploadBegun),
+    "commit": (Commit, AdapterInfo),
+    "rollback": (Rollback, AdapterInfo),
+    "grant": (Grant, AdapterInfo),
+    "revoke": (Revoke, AdapterInfo),
+    "list": (ListAdapters, AdapterList),
+    "history": (History, HistoryList),
+}
+"""Verb → (request, reply). The subject is ``subjects.identity(verb)``."""

@@ -1,0 +1,156 @@
+"""The pack: the one byte form of a revision, which is stored, hashed and copied into pages.
+
+A pack is a safetensors file. Per module, sorted by name, ``<module>.a`` holds A's rows [rank, in_features] and
+``<module>.b`` holds B's columns as rows [rank, out_features], so that a rank slice is contiguous. Its metadata hold
+the base's fingerprint, the served subset of the LoRA configuration and the scalings. Tensors keep the dtype that they
+were saved in, so a pack is lossless; building it is deterministic, so equal adapters have equal digests.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo_shared.errors import AdapterRefused
+from octavo_shared.lora_config import RANK_MAX, LoraConfig
+from octavo_shared.references import Digest, Fingerprint
+from octavo_shared.safetensors_form import RawTensor, read_tensors, write_tensors
+
+FORMAT = "octavo-pack/1"
+_METADATA_KEY = "octavo"
+PEFT_PREFIX = "base_model.model."
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    format: str
+    base: Fingerprint
+    config: LoraConfig
+    scalings: dict[str, float]
+
+
+class PackedModule(msgspec.Struct, frozen=True):
+    """Where one module's rows lie; offsets in bytes from the start of the pack, dtypes F32, F16 or BF16."""
+
+    name: str
+    rank: int
+    in_features: int
+    out_features: int
+    scaling: float
+    a_dtype: str
+    b_dtype: str
+    a_offset: int
+    b_offset: int
+
+
+class PackHeader(msgspec.Struct, frozen=True):
+    base: Fingerprint
+    config: LoraConfig
+    modules: tuple[PackedModule, ...]
+
+    @property
+    def rank_max(self) -> int:
+        return max(module.rank for module in self.modules)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of all tensors, or ``mixed``."""
+        dtypes = {dtype for module in self.modules for dtype in (module.a_dtype, module.b_dtype)}
+        return dtypes.pop() if len(dtypes) == 1 else "mixed"
+
+
+def build_pack(config: LoraConfig, tensors: Mapping[str, RawTensor], base: Fingerprint, dtype: str | None) -> bytes:
+    """Return the pack of validated PEFT ``tensors`` (``<prefix><module>.lora_A.weight`` and ``…lora_B…``).
+
+    ``dtype`` ``bf16`` rounds to the small form (nearest, ties to even); None keeps what was saved.
+    """
+    rows: dict[str, RawTensor] = {}
+    scalings = {}
+    for module in sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")):
+        a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
+        name = module.removeprefix(PEFT_PREFIX)
+        rows[f"{name}.a"] = _stored(a, dtype)
+        rows[f"{name}.b"] = _stored(RawTensor(b.dtype, b.words.T), dtype)
+        scalings[name] = config.scaling_of(name, a.shape[0])
+    metadata = _Metadata(FORMAT, base, config, scalings)
+    # Fields come in the order of their definition and lists are sorted, so the same configuration has the same bytes
+    # however its file spelt it. Patterns keep their order, because the first one that matches decides a rank; PEFT
+    # writes them sorted.
+    encoded = msgspec.json.encode(metadata).decode()
+    return write_tensors(rows, {_METADATA_KEY: encoded})
+
+
+def read_header(pack: bytes | memoryview) -> PackHeader:
+    """Return what a pack holds and where; raises ``AdapterRefused`` on anything malformed."""
+    return _read(pack)[0]
+
+
+def _read(pack: bytes | memoryview) -> tuple[PackHeader, dict[str, RawTensor]]:
+    raw, tensors, offsets = read_tensors(pack)
+    try:
+        metadata = msgspec.json.decode(raw[_METADATA_KEY], type=_Metadata)
+    except (KeyError, msgspec.MsgspecError):
+        raise AdapterRefused("format", "the file is not a pack: its metadata are missing or malformed") from None
+    if metadata.format != FORMAT:
+        raise AdapterRefused("format", f"pack format {metadata.format!r} is not {FORMAT!r}")
+    modules = []
+    for name in sorted(metadata.scalings):
+        a, b = tensors.get(f"{name}.a"), tensors.get(f"{name}.b")
+        if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[0]:
+            raise AdapterRefused("format", f"module {name!r} has no matching pair of tensors")
+        if not 1 <= a.shape[0] <= RANK_MAX:
+            raise AdapterRefused("rank", f"module {name!r} has rank {a.shape[0]}, which is outside 1 to {RANK_MAX}")
+        modules.append(
+            PackedModule(
+                name, a.shape[0], a.shape[1], b.shape[1], metadata.scalings[name],
+                a.dtype, b.dtype, offsets[f"{name}.a"], offsets[f"{name}.b"],
+            )
+        )  # fmt: skip
+    if 2 * len(modules) != len(tensors):
+        raise AdapterRefused("format", "the pack holds tensors that belong to no module")
+    return PackHeader(metadata.base, metadata.config, tuple(modules)), tensors
+
+
+def digest_of(pack: bytes | memoryview) -> Digest:
+    """Return the SHA-256 of the whole pack. Releases the GIL while it hashes."""
+    return Digest("sha256:" + hashlib.sha256(pack).hexdigest())
+
+
+def unpack(pack: bytes | memoryview, folder: Path, base_name: str) -> None:
+    """Write the PEFT directory that ``pack`` came from: bit-identical tensors and an equivalent configuration."""
+    header, rows = _read(pack)
+    tensors: dict[str, RawTensor] = {}
+    for module in header.modules:
+        a, b = rows[f"{module.name}.a"], rows[f"{module.name}.b"]
+        tensors[f"{PEFT_PREFIX}{module.name}.lora_A.weight"] = a
+        tensors[f"{PEFT_PREFIX}{module.name}.lora_B.weight"] = RawTensor(b.dtype, b.words.T)
+    config: dict[str, Any] = msgspec.to_builtins(header.config)
+    config |= {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(write_tensors(tensors, {"format": "pt"}))
+    (folder / "adapter_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+
+def _stored(tensor: RawTensor, dtype: str | None) -> RawTensor:
+    if dtype is None or tensor.dtype == "BF16":
+        return RawTensor(tensor.dtype, np.ascontiguousarray(tensor.words))
+    return RawTensor("BF16", _round_to_bf16(tensor))
+
+
+def _round_to_bf16(tensor: RawTensor) -> NDArray[np.uint16]:
+    """Values are finite (the validator has seen them), so adding the rounding bias cannot reach a NaN."""
+    if tensor.dtype == "F16":
+        words = np.ascontiguousarray(tensor.words).view(np.float16).astype(np.float32).view(np.uint32)
+    else:
+        words = np.ascontiguousarray(tensor.words)
+    bias = np.uint32(0x7FFF) + ((words >> np.uint32(16)) & np.uint32(1))
+    return ((words + bias) >> np.uint32(16)).astype(np.uint16)

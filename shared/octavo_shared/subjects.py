@@ -1,0 +1,53 @@
+"""Every NATS subject, spelt once.
+
+Subjects address services and workers, never adapters; the registry's own stream is the one exception,
+and it uses derived ids, so a tenant's or an adapter's name never shows up in a subject.
+"""
+
+PREFIX = "octavo.v1"
+
+GENERATE = f"{PREFIX}.generate"
+"""Public entry: OpenAI JSON in, JSON chunks out. Queue group ``GATEWAY_QUEUE``."""
+
+HEARTBEAT = f"{PREFIX}.fleet.heartbeat"
+DEMAND = f"{PREFIX}.fleet.demand"
+PLACEMENT = f"{PREFIX}.fleet.placement"
+LEASE = f"{PREFIX}.fleet.lease"
+"""A gateway says that it lives; workers stop generating for one that has gone silent."""
+
+GATEWAY_QUEUE = "gateway"
+IDENTITY_QUEUE = "identity"
+RESIDENCY_QUEUE = "residency"
+
+REGISTRY_STREAM = "OCTAVO_REGISTRY"
+REGISTRY_SUBJECTS = (f"{PREFIX}.registry.>", f"{PREFIX}.keys.>")
+
+
+def identity(verb: str) -> str:
+    """Subject of one identity verb, served by the queue group ``IDENTITY_QUEUE``."""
+    return f"{PREFIX}.identity.{verb}"
+
+
+def residency(verb: str) -> str:
+    """Subject of one command to the residency manager."""
+    return f"{PREFIX}.residency.{verb}"
+
+
+def worker(worker_id: str, verb: str) -> str:
+    """Subject of one verb (generate, cancel, prefetch, evict) of one worker."""
+    return f"{PREFIX}.worker.{worker_id}.{verb}"
+
+
+def tenant_head(shard: str, tenant_id: str) -> str:
+    """Registry subject whose last message is the tenant's head."""
+    return f"{PREFIX}.registry.{shard}.{tenant_id}"
+
+
+def adapter_head(shard: str, tenant_id: str, adapter_id: str) -> str:
+    """Registry subject whose last message is the adapter's head and whose messages are its ledger."""
+    return f"{PREFIX}.registry.{shard}.{tenant_id}.{adapter_id}"
+
+
+def key_head(key_id: str) -> str:
+    """Registry subject whose last message is the API key's record."""
+    return f"{PREFIX}.keys.{key_id}"

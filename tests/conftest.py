@@ -1,0 +1,42 @@
+"""Real servers for tests: started once per session on free loopback ports, always stopped."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octavo_cli.local_servers import NatsServer, S3Server
+from octavo_shared.config import StoreSettings
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A real nats-server with JetStream. Tests that stop it start their own instead."""
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    with asyncio.Runner() as runner:
+        runner.run(server.start())
+        yield server
+        runner.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server. Tests that stop it start their own instead."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    with asyncio.Runner() as runner:
+        runner.run(server.start())
+        yield server
+        runner.run(server.stop())
+
+
+@pytest.fixture
+def store_settings(nats_server: NatsServer, s3_server: S3Server, tmp_path: Path) -> StoreSettings:
+    """Settings for the session's servers, with a bucket of this test's own."""
+    return StoreSettings(
+        nats_url=nats_server.url,
+        s3_endpoint=s3_server.endpoint,
+        s3_access_key=s3_server.access_key,
+        s3_secret_key=s3_server.secret_key,
+        s3_bucket="t" + "".join(c for c in tmp_path.name.lower() if c.isalnum())[:40],
+    )

@@ -1,0 +1,274 @@
+"""The gateway over HTTP: whole answers, streams, the openai client, and every error in OpenAI's form."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from octavo_shared.config import StoreSettings
+from octavo_shared.errors import AdapterUnavailable
+from octavo_shared.messages.fleet import Placed
+from octavo_shared.messages.generation import Tier
+from support.fakes import BASE, BASE_NAME, CONTEXT_TOKENS, Exchange, chunks_of
+from support.gateway_world import ANSWER, World, gateway_world
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def world(store_settings: StoreSettings) -> AsyncIterator[World]:
+    async with gateway_world(store_settings) as made:
+        yield made
+
+
+async def answering(world: World, worker_id: str = "w1") -> None:
+    await world.add_worker(worker_id, lambda exchange: exchange.answer(world.tokens))
+
+
+async def test_whole_answer_has_text_usage_and_headers(world: World) -> None:
+    await answering(world)
+    response = await world.http.post(CHAT, json=world.body(), headers=world.key())
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": ANSWER, "refusal": None}
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == len(world.tokens)
+    assert answer["usage"]["octavo"]["timings"]["prefill_ms"] == 5.0
+    assert answer["usage"]["octavo"]["worker_id"] == "w1"
+    assert response.headers["octavo-revision"] == "3"
+    assert response.headers["octavo-digest"] == world.diary.digest
+    assert response.headers["octavo-base"] == BASE
+    assert response.headers["octavo-tier"] == "warm"
+    assert len(response.headers["octavo-trace-id"]) == 32
+    await world.until(lambda: world.residency.demand)
+    assert world.residency.demand[0].adapter == world.diary
+
+
+async def test_stream_is_openais(world: World) -> None:
+    await answering(world)
+    body = world.body(stream=True, stream_options={"include_usage": True})
+    async with world.http.stream("POST", CHAT, json=body, headers=world.key()) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["octavo-revision"] == "3"
+        data = await chunks_of(response.aiter_lines())
+    assert data.pop() == "[DONE]"
+    chunks = [json.loads(item) for item in data]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1]) == ANSWER
+    assert not any("\ufffd" in item for item in data)
+    assert chunks[-2]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == len(world.tokens)
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+async def test_openai_client_works(world: World) -> None:
+    await answering(world)
+    async with openai.AsyncOpenAI(api_key=world.alice, base_url=f"{world.http.base_url}/v1", max_retries=0) as client:
+        whole = await client.chat.completions.create(
+            model="alice/diary", messages=[{"role": "user", "content": "hi"}], max_tokens=5, temperature=0, seed=3
+        )
+        assert whole.choices[0].finish_reason == "length"
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 5
+        stream = await client.chat.completions.create(
+            model="alice/diary", messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == ANSWER
+        text = await client.completions.create(model=BASE_NAME, prompt="hi", max_tokens=len(world.tokens))
+        assert text.choices[0].text == ANSWER
+        texts = await client.completions.create(model=BASE_NAME, prompt="hi", max_tokens=400, stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in texts]) == ANSWER
+        assert {model.id async for model in client.models.list()} == {BASE_NAME, "alice/diary"}
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="alice/none", messages=[{"role": "user", "content": "hi"}])
+
+
+async def test_base_alone_has_no_revision(world: World) -> None:
+    await answering(world)
+    response = await world.http.post(CHAT, json=world.body(model=BASE_NAME), headers=world.key())
+    assert response.status_code == 200
+    assert "octavo-revision" not in response.headers
+    assert "octavo-digest" not in response.headers
+    assert response.headers["octavo-tier"] == "base"
+    assert not world.residency.demand
+
+
+async def test_stop_string_across_tokens_ends_the_answer_and_the_sequence(world: World) -> None:
+    async def endless(exchange: Exchange) -> None:
+        await exchange.started()
+        for index, token in enumerate(world.tokens):
+            await exchange.tokens(index, [token])
+        await exchange.is_cancelled.wait()
+
+    worker = await world.add_worker("w1", endless)
+    response = await world.http.post(CHAT, json=world.body(stop=["nothing", "rty two"]), headers=world.key())
+    assert response.json()["choices"][0]["message"]["content"] == "the answer is fo"
+    assert response.json()["choices"][0]["finish_reason"] == "stop"
+    async with asyncio.timeout(5):
+        assert await worker.cancelled.get() == worker.received[0].request_id
+
+
+async def test_every_refusal_is_openais_error_body(world: World) -> None:
+    await answering(world)
+    long = "hello " * 4 * CONTEXT_TOKENS
+    cases: list[tuple[int, str, str | None, object, dict[str, str]]] = [
+        (401, "unauthenticated", None, world.body(), {}),
+        (401, "unauthenticated", None, world.body(), world.key("oct_" + "0" * 16 + "_" + "0" * 64)),
+        (404, "adapter_not_found", None, world.body(model="alice/none"), world.key()),
+        (400, "invalid_request", "model", world.body(model="Not A Name"), world.key()),
+        (400, "invalid_request", "temperature", world.body(temperature="hot"), world.key()),
+        (400, "unsupported_parameter", "n", world.body(n=2), world.key()),
+        (400, "invalid_request", "top_k", world.body(top_k=2), world.key()),
+        (
+            400,
+            "context_length_exceeded",
+            "messages",
+            world.body(messages=[{"role": "user", "content": long}]),
+            world.key(),
+        ),
+        (400, "context_length_exceeded", "max_tokens", world.body(max_tokens=CONTEXT_TOKENS), world.key()),
+    ]
+    for status, code, param, body, headers in cases:
+        response = await world.http.post(CHAT, json=body, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+        assert response.json()["error"]["param"] == param
+        assert set(response.json()["error"]) == {"message", "type", "param", "code", "fields"}
+    for method, path, content, status in (
+        ("POST", CHAT, b"{", 400),
+        ("GET", CHAT, b"", 405),
+        ("GET", "/v2/nothing", b"", 404),
+        ("POST", CHAT, b" " * (5 * 1024 * 1024), 413),
+    ):
+        response = await world.http.request(method, path, content=content, headers=world.key())
+        assert response.status_code == status, path
+        assert response.json()["error"]["message"]
+    assert world.gateway.admission.num_in_flight == 0
+
+
+async def test_foreign_and_unknown_adapters_look_the_same(world: World) -> None:
+    await answering(world)
+    foreign = await world.http.post(CHAT, json=world.body(), headers=world.key(world.bob))
+    unknown = await world.http.post(CHAT, json=world.body(model="alice/nothing"), headers=world.key(world.bob))
+    assert foreign.status_code == unknown.status_code == 404
+    assert foreign.content == unknown.content
+    assert set(foreign.headers) == set(unknown.headers)
+
+
+async def test_without_worker_503(world: World) -> None:
+    response = await world.http.post(CHAT, json=world.body(), headers=world.key())
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "no_worker")
+    assert (await world.http.get("/readyz")).status_code == 503
+    assert (await world.http.get("/livez")).status_code == 200
+    await answering(world)
+    assert (await world.http.get("/readyz")).status_code == 200
+
+
+async def test_headers_wait_for_started(world: World) -> None:
+    may_start = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await may_start.wait()
+        await exchange.answer(world.tokens)
+
+    worker = await world.add_worker("w1", slow)
+    request = world.http.build_request("POST", CHAT, json=world.body(stream=True), headers=world.key())
+    sending = asyncio.create_task(world.http.send(request, stream=True))
+    await world.until(lambda: worker.received)
+    assert not sending.done()
+    may_start.set()
+    response = await sending
+    assert response.status_code == 200
+    await response.aclose()
+
+
+async def test_failure_before_started_is_a_real_503(world: World) -> None:
+    await world.add_worker("w1", lambda exchange: exchange.failed(AdapterUnavailable("the store is away")))
+    response = await world.http.post(CHAT, json=world.body(stream=True), headers=world.key())
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "adapter_unavailable"
+
+
+async def test_client_that_leaves_cancels_on_the_worker_before_and_after_started(world: World) -> None:
+    async def hanging(exchange: Exchange) -> None:
+        if len(exchange.worker.received) > 1:
+            await exchange.started()
+            await exchange.tokens(0, world.tokens[:3])
+        await exchange.is_cancelled.wait()
+
+    worker = await world.add_worker("w1", hanging)
+    early = asyncio.create_task(world.http.post(CHAT, json=world.body(), headers=world.key()))
+    await world.until(lambda: worker.received)
+    early.cancel()
+    async with asyncio.timeout(5):
+        assert await worker.cancelled.get() == worker.received[0].request_id
+    async with world.http.stream("POST", CHAT, json=world.body(stream=True), headers=world.key()) as response:
+        await anext(response.aiter_lines())
+    async with asyncio.timeout(5):
+        assert await worker.cancelled.get() == worker.received[1].request_id
+    await world.until(lambda: world.gateway.admission.num_in_flight == 0)
+
+
+async def test_resident_worker_is_preferred(world: World) -> None:
+    placed = Placed(world.diary.adapter_id, world.diary.digest, Tier.RESIDENT, 10)
+    await answering(world, "w1")
+    await answering(world, "w2")
+    for name in ("holder-a", "holder-b"):
+        holder = await world.add_worker(name, lambda exchange: exchange.answer(world.tokens), (placed,))
+        response = await world.http.post(CHAT, json=world.body(), headers=world.key())
+        assert response.json()["usage"]["octavo"]["worker_id"].startswith("holder")
+        assert holder.received or name == "holder-b"
+
+
+async def test_rate_is_shed_with_a_truthful_delay(store_settings: StoreSettings) -> None:
+    async with gateway_world(store_settings, requests_per_s=0.25, requests_burst=1) as world:
+        await answering(world)
+        assert (await world.http.post(CHAT, json=world.body(), headers=world.key())).status_code == 200
+        shed = await world.http.post(CHAT, json=world.body(), headers=world.key())
+        assert shed.status_code == 429
+        assert shed.json()["error"]["code"] == "overloaded"
+        assert 1 <= int(shed.headers["retry-after"]) <= 4
+        other = await world.http.post(CHAT, json=world.body(), headers=world.key(world.bob))
+        assert other.status_code == 404
+
+
+async def test_in_flight_bound_sheds(store_settings: StoreSettings) -> None:
+    async with gateway_world(store_settings, num_in_flight_max=1) as world:
+        may_start = asyncio.Event()
+
+        async def slow(exchange: Exchange) -> None:
+            await may_start.wait()
+            await exchange.answer(world.tokens)
+
+        worker = await world.add_worker("w1", slow)
+        first = asyncio.create_task(world.http.post(CHAT, json=world.body(), headers=world.key()))
+        await world.until(lambda: worker.received)
+        shed = await world.http.post(CHAT, json=world.body(), headers=world.key())
+        assert shed.status_code == 429
+        assert int(shed.headers["retry-after"]) >= 1
+        may_start.set()
+        assert (await first).status_code == 200
+
+
+async def test_metrics_and_schema_are_served_without_names(world: World) -> None:
+    await answering(world)
+    await world.http.post(CHAT, json=world.body(), headers=world.key())
+    metrics = (await world.http.get("/metrics")).text
+    assert 'octavo_gateway_requests_total{entry="http",status_class="2xx"}' in metrics
+    assert 'octavo_gateway_ttft_seconds_count{tier="warm"}' in metrics
+    assert "diary" not in metrics
+    schema = (await world.http.get("/schema/openapi.json")).json()
+    fields = schema["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert "temperature" in fields
+    assert "tools" not in fields
+
+
+def test_gateway_process_never_imports_torch() -> None:
+    code = "import sys, octavo_gateway.service; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.strip() == "[]"

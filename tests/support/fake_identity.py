@@ -1,0 +1,135 @@
+"""Hand-written stand-ins for identity and the residency manager, on the real bus."""
+
+import hashlib
+
+from octavo_shared import subjects
+from octavo_shared.bus import Bus
+from octavo_shared.errors import AdapterNotFound, Unauthenticated
+from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
+from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.identity import (
+    VERBS,
+    AdapterInfo,
+    AdapterList,
+    BeginUpload,
+    Commit,
+    CreateTenant,
+    Credential,
+    Grant,
+    History,
+    HistoryEntry,
+    HistoryList,
+    IssueKey,
+    KeyIssued,
+    ListAdapters,
+    Resolution,
+    Resolve,
+    Revision,
+    Revoke,
+    RevokeKey,
+    Role,
+    Rollback,
+    TenantCreated,
+    UploadBegun,
+)
+from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
+from support.fakes import BASE
+
+
+class FakeIdentity:
+    """Knows keys and adapters by heart; writes are recorded, not done."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._keys: dict[str, tuple[Credential, str, str, Role]] = {}
+        self._adapters: dict[str, tuple[AdapterHandle, set[str]]] = {}
+        self.writes: list[object] = []
+
+    async def start(self) -> None:
+        for verb, (request, _) in VERBS.items():
+            await self._bus.serve(subjects.identity(verb), request, self._answer, subjects.IDENTITY_QUEUE)
+
+    def add_key(self, number: int, user: str, tenant: str, role: Role = Role.OWNER) -> str:
+        """Return the text of a new key."""
+        key_id, secret = f"{number:016x}", bytes([number]) * 32
+        credential = Credential(key_id, hashlib.sha256(secret).digest())
+        self._keys[key_id] = (credential, f"{user}@{tenant}", tenant, role)
+        return f"oct_{key_id}_{secret.hex()}"
+
+    def add_adapter(self, name: str, principals: set[str], pack: bytes = b"pack") -> AdapterHandle:
+        """Make ``name`` usable by ``principals`` and return its handle."""
+        handle = AdapterHandle(
+            adapter_id=AdapterId(hashlib.sha256(name.encode()).hexdigest()[:32]),
+            tenant_id=TenantId("t-" + name.split("/")[0]),
+            revision=3,
+            digest=Digest("sha256:" + hashlib.sha256(pack).hexdigest()),
+            base=BASE,
+            object_key=f"packs/{name.replace('/', '-')}/3.upload01",
+            pack_bytes=len(pack),
+        )
+        self._adapters[name] = (handle, principals)
+        return handle
+
+    def _info(self, name: str) -> AdapterInfo:
+        handle = self._adapters[name][0] if name in self._adapters else self.add_adapter(name, set())
+        revision = Revision(
+            handle.revision, handle.digest, handle.base, 4, 8, 1, "F32", "alice@alice", 1_700_000_000_000
+        )
+        return AdapterInfo(name, handle.adapter_id, "alice@alice", {"serving": 3}, revision)
+
+    async def _answer(self, request: object) -> object:
+        credential = request.credential  # type: ignore[attr-defined]
+        known = self._keys.get(credential.key_id)
+        if known is None or known[0] != credential:
+            raise Unauthenticated
+        _, principal, tenant, role = known
+        match request:
+            case Resolve(reference=reference):
+                adapter = None
+                if reference is not None:
+                    adapter, principals = self._adapters.get(parse_reference(reference).name, (None, set()))
+                    if adapter is None or principal not in principals:
+                        raise AdapterNotFound
+                return Resolution(principal, tenant, "t-" + tenant, role, adapter)
+            case ListAdapters():
+                names = sorted(name for name, (_, principals) in self._adapters.items() if principal in principals)
+                return AdapterList(tuple(self._info(name) for name in names))
+            case History():
+                return HistoryList((HistoryEntry("committed", principal, 1, 1, ""),))
+            case BeginUpload():
+                return UploadBegun("u" * 16, 1 << 40)
+            case CreateTenant(tenant=name):
+                return TenantCreated(name)
+            case IssueKey():
+                self.writes.append(request)
+                return KeyIssued(request.key_id, f"{request.user}@{request.tenant}", request.role)
+            case RevokeKey():
+                return KeyIssued(request.key_id, principal, role)
+            case Commit() | Rollback() | Grant() | Revoke():
+                self.writes.append(request)
+                return self._info(request.adapter)
+        raise AssertionError(f"no answer for {type(request).__name__}")
+
+
+class FakeResidency:
+    """Records demand and answers the two commands."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.demand: list[Demand] = []
+        self.commands: list[EvictCommand] = []
+
+    async def start(self) -> None:
+        await self._bus.serve(subjects.DEMAND, Demand, self._on_demand, subjects.RESIDENCY_QUEUE)
+        await self._bus.serve(subjects.residency("evict"), EvictCommand, self._on_evict, subjects.RESIDENCY_QUEUE)
+        await self._bus.serve(subjects.residency("view"), ViewCommand, self._on_view, subjects.RESIDENCY_QUEUE)
+
+    async def _on_demand(self, demand: Demand) -> None:
+        self.demand.append(demand)
+
+    async def _on_evict(self, command: EvictCommand) -> EvictReport:
+        self.commands.append(command)
+        return EvictReport((WorkerId("w1"),), ())
+
+    async def _on_view(self, _: ViewCommand) -> View:
+        return View(())

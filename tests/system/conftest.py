@@ -1,0 +1,37 @@
+"""One fleet for all system tests: real servers, the real base, every service a process of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import psutil
+import pytest
+import pytest_asyncio
+
+from octavo_cli.supervisor import FleetPlan, LocalFleet
+from octavo_worker.prepare_base import default_folder, prepare_base
+from support.live import Live, make_person
+
+_PEOPLE = {"alice": 11, "bob": 22}
+"""Name and the seed of the person's adapter."""
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    """A fleet with one worker and two people. Tests that break it bring it back themselves."""
+    base_dir = await asyncio.to_thread(prepare_base, default_folder())
+    folder = tmp_path_factory.mktemp("fleet")
+    fleet = LocalFleet(FleetPlan(folder / "data", base_dir))
+    async with fleet:
+        pids = psutil.Process().children(recursive=True)
+        people = {
+            name: await asyncio.to_thread(make_person, fleet, name, folder / name, seed)
+            for name, seed in _PEOPLE.items()
+        }
+        timeout = httpx.Timeout(120.0, connect=5.0)
+        async with httpx.AsyncClient(base_url=fleet.gateway_url, timeout=timeout, trust_env=False) as http:
+            whole = Live(fleet, http, people, base="", base_name="")
+            worker = (await whole.view()).workers[0]
+            whole.base, whole.base_name = worker.base, worker.base_name
+            yield whole
+    assert not [child for child in pids if child.is_running()], "the fleet left a process behind"

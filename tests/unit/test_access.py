@@ -1,0 +1,65 @@
+import pytest
+
+from octavo_identity import access
+from octavo_identity.records import AdapterHead, KeyHead
+from octavo_shared.errors import AdapterNotFound, NotPermitted
+from octavo_shared.messages.identity import Role
+from octavo_shared.references import AdapterId, TenantId
+
+
+def key(principal: str, role: Role = Role.OWNER) -> KeyHead:
+    return KeyHead("0" * 16, b"", principal, principal.split("@")[1], role)
+
+
+def head(*grants: str) -> AdapterHead:
+    return AdapterHead(AdapterId("a"), TenantId("t"), "home/diary", "alice@home", 1, (), {}, grants)
+
+
+ALICE, CAROL, BOB = key("alice@home"), key("carol@home"), key("bob@away")
+ADMIN = key("admin@octavo", Role.ADMIN)
+
+
+def test_owners_and_those_granted_may_use() -> None:
+    assert access.may_use(ALICE, head())
+    assert access.may_use(BOB, head("bob@away"))
+    assert access.may_use(BOB, head("*@away"))
+
+
+@pytest.mark.parametrize("stranger", [CAROL, BOB, ADMIN], ids=lambda one: one.principal)
+def test_not_there_and_not_yours_are_one_answer(stranger: KeyHead) -> None:
+    answers = []
+    for found in (None, head(), head("bob@elsewhere", "*@elsewhere")):
+        with pytest.raises(AdapterNotFound) as error:
+            access.check_use(stranger, found)
+        answers.append(error.value.refusal())
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_those_granted_use_but_do_not_change() -> None:
+    with pytest.raises(NotPermitted):
+        access.check_own(BOB, head("bob@away"))
+    with pytest.raises(AdapterNotFound):
+        access.check_own(BOB, head())
+
+
+def test_pushing_needs_an_owner_of_the_tenant() -> None:
+    access.check_push(ALICE, "home", None)
+    access.check_push(ALICE, "home", head())
+    with pytest.raises(AdapterNotFound):
+        access.check_push(CAROL, "home", head())
+    with pytest.raises(AdapterNotFound):
+        access.check_push(BOB, "home", None)
+    with pytest.raises(NotPermitted):
+        access.check_push(key("dave@home", Role.USER), "home", None)
+
+
+def test_owners_issue_keys_of_their_tenant_but_never_admins() -> None:
+    access.check_issue_key(ADMIN, "anywhere", Role.ADMIN)
+    access.check_issue_key(ALICE, "home", Role.USER)
+    for who, tenant, role in [
+        (ALICE, "away", Role.USER),
+        (ALICE, "home", Role.ADMIN),
+        (key("dave@home", Role.USER), "home", Role.USER),
+    ]:
+        with pytest.raises(NotPermitted):
+            access.check_issue_key(who, tenant, role)

@@ -1,0 +1,91 @@
+"""The scheduler: decode first, chunked prefill within a budget, fair admission, preemption of the youngest."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo_shared.references import TenantId
+from octavo_worker.engine.scheduler import Candidate, StepLimits, StepPlan, schedule
+
+LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, page_tokens=16)
+
+
+def _candidate(order: int, num_tokens: int, num_cached: int = 0, tenant: str = "t") -> Candidate:
+    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_pages=-(-num_cached // 16))
+
+
+def _tokens(plan: StepPlan) -> dict[int, int]:
+    return {chunk.order: chunk.num_tokens for chunk in plan.chunks}
+
+
+def test_decodes_come_before_prefill_and_the_budget_bounds_the_step() -> None:
+    plan = schedule([_candidate(1, 100, 20), _candidate(2, 8, 7), _candidate(3, 5, 4)], [_candidate(4, 10)], 99, LIMITS)
+    assert _tokens(plan) == {2: 1, 3: 1, 1: 30}
+
+
+def test_a_long_prompt_is_cut_into_chunks_and_pages_come_chunk_by_chunk() -> None:
+    plan = schedule([], [_candidate(1, 100)], 99, LIMITS)
+    assert plan.chunks[0].num_tokens == 32
+    assert plan.chunks[0].num_new_pages == 2
+    plan = schedule([_candidate(1, 100, 32)], [], 99, LIMITS)
+    assert (plan.chunks[0].num_tokens, plan.chunks[0].num_new_pages) == (32, 2)
+
+
+def test_no_more_sequences_run_than_allowed() -> None:
+    running = [_candidate(i, 5, 4) for i in range(3)]
+    plan = schedule(running, [_candidate(8, 2), _candidate(9, 2)], 99, LIMITS)
+    assert set(_tokens(plan)) == {0, 1, 2, 8}
+
+
+def test_newcomers_of_the_tenant_with_least_running_enter_first() -> None:
+    running = [_candidate(1, 5, 4, "busy"), _candidate(2, 5, 4, "busy")]
+    waiting = [_candidate(3, 2, tenant="busy"), _candidate(4, 2, tenant="calm"), _candidate(5, 2, tenant="calm")]
+    assert set(_tokens(schedule(running, waiting, 99, LIMITS))) == {1, 2, 4, 5}
+
+
+def test_a_newcomer_waits_until_all_its_tokens_fit_rather_than_preempt() -> None:
+    plan = schedule([_candidate(1, 5, 4)], [_candidate(2, 40)], 2, LIMITS)
+    assert _tokens(plan) == {1: 1}
+    assert plan.preempted == ()
+
+
+def test_the_youngest_gives_way_when_pages_run_out() -> None:
+    plan = schedule([_candidate(1, 17, 16), _candidate(2, 17, 16), _candidate(3, 17, 16)], [], 1, LIMITS)
+    assert plan.preempted == (3,)
+    assert _tokens(plan) == {1: 1, 2: 1}
+
+
+def test_the_oldest_advances_even_while_it_prefills_among_decodes() -> None:
+    plan = schedule([_candidate(1, 64, 32), _candidate(2, 17, 16), _candidate(3, 17, 16)], [], 0, LIMITS)
+    assert 1 in _tokens(plan)
+    assert 1 not in plan.preempted
+
+
+def test_a_step_that_cannot_hold_every_running_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot hold"):
+        StepLimits(num_running_max=9, num_step_tokens_max=8, page_tokens=16)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(0, 90)), min_size=0, max_size=4),
+    st.lists(st.integers(1, 90), max_size=5),
+    st.integers(0, 12),
+)
+def test_no_plan_breaks_a_bound(running: list[tuple[int, int]], waiting: list[int], num_free: int) -> None:
+    inside = [_candidate(i, max(t, c + 1), c, f"t{i % 2}") for i, (t, c) in enumerate(running)]
+    outside = [_candidate(100 + i, t, tenant=f"t{i % 3}") for i, t in enumerate(waiting)]
+    plan = schedule(inside, outside, num_free, LIMITS)
+    known = {c.order: c for c in (*inside, *outside)}
+    given_back = sum(known[order].num_pages for order in plan.preempted)
+    assert sum(chunk.num_new_pages for chunk in plan.chunks) <= num_free + given_back
+    assert sum(chunk.num_tokens for chunk in plan.chunks) <= LIMITS.num_step_tokens_max
+    assert len({c.order for c in inside} - set(plan.preempted) | set(_tokens(plan))) <= LIMITS.num_running_max
+    assert not set(plan.preempted) & set(_tokens(plan))
+    for chunk in plan.chunks:
+        candidate = known[chunk.order]
+        assert 1 <= chunk.num_tokens <= candidate.num_missing
+        assert (candidate.num_pages + chunk.num_new_pages) * 16 >= candidate.num_cached_tokens + chunk.num_tokens
+    if inside:
+        oldest = min(inside, key=lambda c: c.order)
+        assert oldest.order not in plan.preempted

@@ -1,0 +1,313 @@
+"""The engine on a tiny real model: what it promises about sequences, adapters and pages."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo_shared.errors import (
+    AdapterRefused,
+    AdapterUnavailable,
+    BaseMismatch,
+    ContextExceeded,
+    InvalidRequest,
+    Overloaded,
+)
+from octavo_shared.messages.generation import FinishReason
+from octavo_shared.pack import digest_of, read_header
+from octavo_shared.references import AdapterId, Digest
+from octavo_worker.adapters.pages import Arena, OutOfPages, PageUse
+from octavo_worker.adapters.residents import AdapterKey
+from octavo_worker.engine.engine import Engine, EngineLimits
+from octavo_worker.model.base import BaseModel
+from support.engines import Answers, ask, install, run, tiny_base, tiny_pack
+
+LIMITS = EngineLimits(num_running_max=8, num_waiting_max=32, num_step_tokens_max=24, num_kv_pages_min=8)
+PROMPT = tuple(range(3, 40))
+OTHER = (5, 9, 11)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+class CountingArena(Arena):
+    """Tells how often pages were given back: once for each sequence that ends, and for each preemption."""
+
+    num_frees = 0
+
+    def free(self, pages: Sequence[int], use: PageUse) -> None:
+        self.num_frees += 1
+        super().free(pages, use)
+
+
+def _engine(base: BaseModel, num_pages: int = 64, limits: EngineLimits = LIMITS) -> Engine:
+    return Engine(base, Arena(base.kv_shape.page_elements, num_pages, base.dtype), limits)
+
+
+def _absent(name: str = "absent") -> AdapterKey:
+    return (AdapterId(name), Digest("sha256:" + "0" * 64))
+
+
+def test_greedy_tokens_are_those_of_the_unmodified_model(base: BaseModel, tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    from support.engines import TINY_LLAMA
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(TINY_LLAMA).eval()
+    expected = list(PROMPT)
+    with torch.inference_mode():
+        for _ in range(20):
+            expected.append(int(model(torch.tensor([expected])).logits[0, -1].argmax()))
+    assert run(_engine(base), ask("a", PROMPT, 20)).tokens["a"] == expected[len(PROMPT) :]
+
+
+def test_a_sequence_starts_streams_and_finishes_in_that_order_with_its_times(base: BaseModel) -> None:
+    answers = run(_engine(base), ask("a", PROMPT, 5))
+    finished = answers.finished["a"]
+    assert answers.reasons["a"] is FinishReason.LENGTH
+    assert (finished.num_prompt_tokens, finished.num_completion_tokens) == (len(PROMPT), 5)
+    timings = finished.timings
+    assert timings.prefill is not None
+    assert timings.decode is not None
+    assert timings.queued.end_ns == timings.prefill.start_ns
+    assert timings.prefill.end_ns == timings.decode.start_ns
+    assert min(timings.queued_ms, timings.prefill_ms, timings.decode_ms) > 0
+
+
+def test_the_stop_token_ends_a_sequence_and_is_not_delivered(base: BaseModel) -> None:
+    tokens = run(_engine(base), ask("a", PROMPT, 8)).tokens["a"]
+    stop = tokens[-1]
+    answers = run(_engine(base), ask("a", PROMPT, 8, stop=(stop,)))
+    assert answers.tokens["a"] == tokens[: tokens.index(stop)]
+    assert answers.reasons["a"] is FinishReason.STOP
+    assert answers.finished["a"].num_completion_tokens == tokens.index(stop)
+
+
+def test_adapters_of_different_ranks_and_targets_in_one_batch_answer_as_alone(base: BaseModel) -> None:
+    packs = {
+        "q": tiny_pack(base.manifest, 1, rank=1, targets=("q_proj",)),
+        "mlp": tiny_pack(base.manifest, 2, rank=16, targets=("down_proj", "gate_proj")),
+        "all": tiny_pack(base.manifest, 3, rank=5, targets=("_proj",)),
+    }
+    crowd = _engine(base, 128)
+    keys = {name: install(crowd, pack, name) for name, pack in packs.items()}
+    requests = {name: ask(name, PROMPT, 12, key=keys.get(name)) for name in ("base", *packs, "base2")}
+    together = run(crowd, *requests.values())
+    assert len({tuple(tokens) for tokens in together.tokens.values()}) == 4
+    for name, request in requests.items():
+        alone = _engine(base, 128)
+        if name in packs:
+            install(alone, packs[name], name)
+        assert run(alone, request).tokens[name] == together.tokens[name], name
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.3, 1.0), (1.0, 0.8)])
+def test_preempted_sequences_go_on_with_the_same_tokens(base: BaseModel, temperature: float, top_p: float) -> None:
+    def requests() -> list:  # type: ignore[type-arg]
+        return [ask(f"r{i}", PROMPT[i:], 40, temperature=temperature, top_p=top_p, seed=i) for i in range(4)]
+
+    roomy = run(_engine(base, 64), *requests())
+    arena = CountingArena(base.kv_shape.page_elements, 12, base.dtype)
+    tight = run(Engine(base, arena, LIMITS), *requests())
+    assert arena.num_frees > 4, "nothing was preempted"
+    assert tight.tokens == roomy.tokens
+    assert set(tight.reasons.values()) == {FinishReason.LENGTH}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_forced_prefix_goes_on_with_the_same_tokens(base: BaseModel, temperature: float) -> None:
+    whole = run(_engine(base), ask("a", PROMPT, 16, temperature=temperature, seed=5)).tokens["a"]
+    for num_forced in (1, 7, 15):
+        forced = tuple(whole[:num_forced])
+        answers = run(_engine(base), ask("a", PROMPT, 16, forced=forced, attempt=2, temperature=temperature, seed=5))
+        assert answers.tokens["a"] == whole[num_forced:]
+        assert answers.finished["a"].num_completion_tokens == 16
+        assert answers.finished["a"].num_prompt_tokens == len(PROMPT)
+
+
+def test_an_attempt_whose_tokens_are_all_forced_ends_at_once(base: BaseModel) -> None:
+    answers = run(_engine(base), ask("a", PROMPT, 3, forced=(1, 2, 3), attempt=2))
+    assert (answers.started, answers.tokens["a"], answers.reasons["a"]) == (["a"], [], FinishReason.LENGTH)
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd(base: BaseModel) -> None:
+    request = ask("a", PROMPT, 16, temperature=1.2, top_p=0.9, seed=99)
+    alone = run(_engine(base), request).tokens["a"]
+    crowd = [ask(f"n{i}", PROMPT[i : i + 9], 12, temperature=1.0, seed=i) for i in range(6)]
+    assert run(_engine(base), *crowd, request).tokens["a"] == alone
+    other_seed = run(_engine(base), ask("a", PROMPT, 16, temperature=1.2, top_p=0.9, seed=98)).tokens["a"]
+    assert other_seed != alone
+
+
+def test_cancelling_frees_all_pages_within_one_step(base: BaseModel) -> None:
+    engine, answers = _engine(base), Answers()
+    engine.submit(ask("a", PROMPT, 30))
+    engine.submit(ask("b", OTHER, 3))
+    for _ in range(2):
+        answers.take(engine.step())
+    assert engine.load().num_pages_free < 64
+    engine.cancel("a")
+    engine.cancel("nobody")
+    answers.take(engine.step())
+    assert answers.reasons["a"] is FinishReason.CANCELLED
+    answers.take(engine.step())
+    answers.take(engine.step())
+    assert answers.reasons["b"] is FinishReason.LENGTH
+    assert engine.load().num_pages_free == 64
+    engine.check_integrity()
+
+
+def test_a_newer_attempt_replaces_the_older_and_an_old_one_is_refused(base: BaseModel) -> None:
+    engine = _engine(base)
+    engine.submit(ask("a", PROMPT, 30))
+    engine.step()
+    engine.submit(ask("a", PROMPT, 2, attempt=2))
+    with pytest.raises(InvalidRequest, match="attempt"):
+        engine.submit(ask("a", PROMPT, 2, attempt=2))
+    events = [event for _ in range(4) for event in engine.step()]
+    ends = [(e.attempt, e.reason) for e in events if hasattr(e, "reason")]
+    assert ends == [(1, FinishReason.CANCELLED), (2, FinishReason.LENGTH)]
+
+
+def test_a_sequence_waits_outside_the_batch_until_its_adapter_is_there(base: BaseModel) -> None:
+    engine = _engine(base)
+    pack = tiny_pack(base.manifest, 1)
+    key = (AdapterId("late"), digest_of(pack))
+    engine.submit(ask("late", PROMPT, 4, key=key))
+    answers = run(engine, ask("base", PROMPT, 4))
+    assert (answers.started, engine.load().num_waiting) == (["base"], 1)
+    assert not engine.wait_for_work(0)
+    engine.install(key, memoryview(pack), read_header(pack))
+    assert run(engine).tokens["late"] == run(engine, ask("again", PROMPT, 4, key=key)).tokens["again"]
+
+
+def test_sequences_of_an_adapter_that_cannot_be_loaded_fail_and_others_go_on(base: BaseModel) -> None:
+    engine = _engine(base)
+    refusal = AdapterUnavailable("S3 does not answer").refusal()
+    engine.submit(ask("lost", PROMPT, 4, key=_absent()))
+    engine.fail_adapter(_absent(), refusal)
+    engine.fail_adapter(_absent("other"), refusal)
+    answers = run(engine, ask("base", PROMPT, 4))
+    assert answers.refusals == {"lost": refusal}
+    assert len(answers.tokens["base"]) == 4
+
+
+def test_an_adapter_is_never_evicted_while_a_sequence_uses_it_or_waits_for_it(base: BaseModel) -> None:
+    engine = _engine(base)
+    key = install(engine, tiny_pack(base.manifest, 1), "a")
+    engine.submit(ask("a", PROMPT, 4, key=key))
+    assert not engine.evict(key), "queued means pinned"
+    answers = Answers()
+    answers.take(engine.step())
+    assert not engine.evict(key), "running means pinned"
+    assert [(k, pins) for k, _, pins in engine.residency()] == [(key, 1)]
+    run(engine, answers=answers)
+    assert [(k, pins) for k, _, pins in engine.residency()] == [(key, 0)]
+    assert engine.evict(key)
+    assert engine.residency() == []
+    assert engine.load().num_pages_free == 64
+    engine.check_integrity()
+
+
+def test_an_adapter_that_comes_back_at_other_pages_gives_the_same_tokens(base: BaseModel) -> None:
+    engine = _engine(base)
+    first_pack, second_pack = tiny_pack(base.manifest, 1), tiny_pack(base.manifest, 2)
+    key = install(engine, first_pack, "a")
+    before = run(engine, ask("1", PROMPT, 8, key=key)).tokens["1"]
+    assert engine.evict(key)
+    install(engine, second_pack, "b")
+    assert install(engine, first_pack, "a") == key
+    assert run(engine, ask("2", PROMPT, 8, key=key)).tokens["2"] == before
+
+
+def test_pages_that_run_out_are_back_pressure_and_keep_room_for_sequences(base: BaseModel) -> None:
+    engine = _engine(base, num_pages=12)
+    page_bytes = engine.load().page_bytes
+    installed = [install(engine, tiny_pack(base.manifest, 0), "a0")]
+    pages_each = engine.residency()[0][1] // page_bytes
+    for seed in range(1, 4 // pages_each):
+        installed.append(install(engine, tiny_pack(base.manifest, seed), f"a{seed}"))
+    one_more = tiny_pack(base.manifest, 9)
+    with pytest.raises(OutOfPages):
+        install(engine, one_more, "a9")
+    assert engine.load().num_pages_free >= 8
+    assert len(run(engine, ask("long", PROMPT, 60, key=installed[0])).tokens["long"]) == 60
+    assert engine.evict(installed[0])
+    install(engine, tiny_pack(base.manifest, 99), "new")
+    engine.check_integrity()
+
+
+def test_a_pack_for_another_base_or_too_large_for_this_worker_is_refused(base: BaseModel) -> None:
+    engine = _engine(base, num_pages=9)
+    pack = tiny_pack(base.manifest, 1, rank=64, targets=("_proj",))
+    with pytest.raises(AdapterRefused, match="too_large"):
+        install(engine, pack, "large")
+    from support.adapters import TINY_BASE
+
+    with pytest.raises(BaseMismatch):
+        install(engine, tiny_pack(TINY_BASE, 1, targets=("q_proj",)), "foreign")
+
+
+def test_a_full_queue_and_what_can_never_run_are_refused_at_submission(base: BaseModel) -> None:
+    engine = _engine(base, limits=EngineLimits(num_running_max=2, num_waiting_max=2, num_step_tokens_max=8))
+    with pytest.raises(ContextExceeded, match="37 prompt tokens and 500 new"):
+        engine.submit(ask("long", PROMPT, 500))
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        engine.submit(ask("empty", ()))
+    with pytest.raises(InvalidRequest, match="0 to 96"):
+        engine.submit(ask("foreign", (97,)))
+    for i in range(2):
+        engine.submit(ask(f"q{i}", OTHER))
+    with pytest.raises(Overloaded) as refused:
+        engine.submit(ask("q3", OTHER))
+    assert int(refused.value.fields["retry_after_s"]) >= 1
+    assert len(run(engine).reasons) == 2
+
+
+def test_an_adapter_of_absurd_numbers_fails_its_own_sequence_only(base: BaseModel) -> None:
+    engine = _engine(base)
+    pack = bytearray(tiny_pack(base.manifest, 1))
+    module = read_header(pack).modules[0]
+    pack[module.b_offset : module.b_offset + 4] = b"\x00\x00\xc0\x7f"  # NaN
+    key = (AdapterId("nan"), digest_of(pack))
+    engine.install(key, memoryview(pack), read_header(pack))
+    answers = run(engine, ask("nan", PROMPT, 6, key=key), ask("base", PROMPT, 6))
+    assert answers.refusals["nan"].code == AdapterRefused.code
+    assert answers.tokens["base"] == run(_engine(base), ask("base", PROMPT, 6)).tokens["base"]
+
+
+def test_submissions_loads_and_evictions_from_other_threads_lose_nothing(base: BaseModel) -> None:
+    engine = _engine(base, num_pages=40)
+    packs = [tiny_pack(base.manifest, seed) for seed in range(3)]
+    keys = [(AdapterId(f"a{i}"), digest_of(pack)) for i, pack in enumerate(packs)]
+    expected = []
+    for i, pack in enumerate(packs):
+        install(engine, pack, f"a{i}")
+        expected.append(run(engine, ask("e", PROMPT, 6, key=keys[i])).tokens["e"])
+
+    def submitter() -> None:
+        for n in range(18):
+            engine.submit(ask(f"r{n}", PROMPT, 6, key=keys[n % 3]))
+
+    def shuffler() -> None:
+        for n in range(60):
+            engine.evict(keys[n % 3])
+            engine.install(keys[n % 3], memoryview(packs[n % 3]), read_header(packs[n % 3]))
+
+    threads = [threading.Thread(target=submitter), threading.Thread(target=shuffler)]
+    for thread in threads:
+        thread.start()
+    answers = Answers()
+    while any(thread.is_alive() for thread in threads) or len(answers.reasons) < 18:
+        engine.wait_for_work(0.02)
+        answers.take(engine.step())
+    for thread in threads:
+        thread.join(10)
+    assert {n: answers.tokens[f"r{n}"] for n in range(18)} == {n: expected[n % 3] for n in range(18)}
+    engine.check_integrity()
+    assert all(num_pins == 0 for _, _, num_pins in engine.residency())
