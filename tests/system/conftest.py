@@ -22,8 +22,10 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
     base_dir = await asyncio.to_thread(prepare_base, default_folder())
     folder = tmp_path_factory.mktemp("fleet")
     fleet = LocalFleet(FleetPlan(folder / "data", base_dir))
+    # Other fixtures of the session keep servers of their own, which are still to run when this fleet has ended.
+    others = set(psutil.Process().children(recursive=True))
     async with fleet:
-        pids = psutil.Process().children(recursive=True)
+        children = set(psutil.Process().children(recursive=True)) - others
         people = {
             name: await asyncio.to_thread(make_person, fleet, name, folder / name, seed)
             for name, seed in _PEOPLE.items()
@@ -34,4 +36,4 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
             worker = (await whole.view()).workers[0]
             whole.base, whole.base_name = worker.base, worker.base_name
             yield whole
-    assert not [child for child in pids if child.is_running()], "the fleet left a process behind"
+    assert not [child for child in children if child.is_running()], "the fleet left a process behind"
