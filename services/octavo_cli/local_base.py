@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from octavo_cli.processes import Process, StartFailed
+from octavo_cli.processes import Process, StartFailed, finish
 
 _PREPARE_S = 600.0
 
@@ -29,5 +29,5 @@ async def prepared_base(report: Callable[[str], None]) -> Path:
     except TimeoutError:
         raise StartFailed(f"the base was not prepared after {_PREPARE_S:.0f} s\n{process.log_tail()}") from None
     finally:
-        await process.stop()
+        await finish(process.stop())
     return out

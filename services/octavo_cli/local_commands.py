@@ -3,13 +3,13 @@
 import asyncio
 import os
 import secrets
-import signal
 from pathlib import Path
 
 import typer
 
 from octavo_cli.client import Client
 from octavo_cli.local_base import cache_folder, prepared_base
+from octavo_cli.processes import STOP_SIGNALS
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 from octavo_shared.messages.identity import Role
 
@@ -60,9 +60,9 @@ def demo_here() -> int:
 
 
 async def up_here(folder: Path | None, base: Path | None, num_workers: int, port: int) -> None:
-    """Start everything, print how to talk to it, keep it running until SIGINT or SIGTERM, then stop everything."""
+    """Start everything, print how to talk to it, keep it running until told to stop, then stop everything."""
     stop = asyncio.Event()
-    for kind in (signal.SIGINT, signal.SIGTERM):
+    for kind in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(kind, stop.set)
     running = asyncio.create_task(_run(folder or cache_folder() / "up", base, num_workers, port), name="fleet")
     stopping = asyncio.create_task(stop.wait(), name="signal")

@@ -5,11 +5,15 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 20
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a local Octavo in order: Ctrl-C, a polite kill, and a terminal that was closed."""
 
 
 class StartFailed(Exception):
@@ -97,6 +101,22 @@ class Process:
         with contextlib.suppress(OSError):
             return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         return ""
+
+
+async def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work`` to its end however often the caller is cancelled meanwhile, then let the cancellation through.
+
+    For clean-up: somebody who presses Ctrl-C again wants it sooner, not half of it.
+    """
+    task = asyncio.create_task(work, name="finish")
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if is_cancelled:
+        raise asyncio.CancelledError
 
 
 async def answers_http(host: str, port: int, path: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo_cli.local_servers import NatsServer, S3Server
-from octavo_cli.processes import Process, StartFailed, answers_http, free_port
+from octavo_cli.processes import Process, StartFailed, answers_http, finish, free_port
 
 _HOST = "127.0.0.1"
 _READY_S = 60.0
@@ -102,12 +102,7 @@ class LocalFleet:
     async def stop(self) -> None:
         """End everything: the gateway, then workers, then the rest. Idempotent; finished even when cancelled."""
         self._wanted.clear()
-        ending = asyncio.create_task(self._stop_all(), name="stop fleet")
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError:
-            await ending
-            raise
+        await finish(self._stop_all())
 
     async def add_worker(self) -> str:
         """Start one more worker and return its name once it is ready."""

@@ -178,6 +178,9 @@ class Bus:
             task.add_done_callback(self._running.discard)
 
         self._subscriptions.append(await self.client.subscribe(subject, queue=queue, cb=hand_over))
+        # Whoever hears that this service is ready may publish at once, so the server must know the subscription when
+        # this returns. nats-py writes a flush's PING ahead of what is still buffered: only the second one is behind it.
+        await self.client.flush()
         await self.client.flush()
 
     @contextlib.asynccontextmanager

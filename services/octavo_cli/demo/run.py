@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from octavo_cli.demo.receiver import TraceReceiver
 from octavo_cli.demo.screen import CheckFailed, Screen
 from octavo_cli.demo.steps import DemoSteps
 from octavo_cli.local_base import prepared_base
-from octavo_cli.processes import StartFailed
+from octavo_cli.processes import STOP_SIGNALS, StartFailed
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 
 _INTERRUPTED = 130
@@ -42,7 +41,7 @@ def run_demo() -> int:
 
 async def _until_signal(screen: Screen, folder: Path) -> None:
     task = asyncio.create_task(_run(screen, folder), name="demo")
-    for kind in (signal.SIGINT, signal.SIGTERM):
+    for kind in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(kind, task.cancel)
     await task
 
