@@ -119,7 +119,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Run a gateway until ``stop`` is set."""
     store = ObjectStore(settings)
     try:
-        async with Bus(settings.nats_url, "octavo-gateway") as bus, Gateway(settings, bus, store).running():
+        async with Bus(settings.nats_url, "gateway") as bus, Gateway(settings, bus, store).running():
             await stop.wait()
     finally:
         store.close()
@@ -127,4 +127,4 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """Entry point of ``octavo-gateway``."""
-    run_service("octavo-gateway", GatewaySettings, serve)
+    run_service("gateway", GatewaySettings, serve)

@@ -178,8 +178,12 @@ class Bus:
             task.add_done_callback(self._running.discard)
 
         self._subscriptions.append(await self.client.subscribe(subject, queue=queue, cb=hand_over))
-        # Whoever hears that this service is ready may publish at once, so the server must know the subscription when
-        # this returns. nats-py writes a flush's PING ahead of what is still buffered: only the second one is behind it.
+        # Whoever hears that this service is ready may publish at once.
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Return once the server has processed all that was sent so far: subscriptions are known, or gone."""
+        # nats-py writes a flush's PING ahead of what is still buffered: only the second one is behind it.
         await self.client.flush()
         await self.client.flush()
 

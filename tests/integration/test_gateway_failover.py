@@ -279,7 +279,7 @@ async def test_worker_that_hears_nothing_any_more_is_noticed_at_once(world: Worl
         if subscription.subject.startswith("octavo.v1.worker."):
             await subscription.unsubscribe()
             world.bus._subscriptions.remove(subscription)
-    await world.bus.client.flush()
+    await world.bus.settled()
     async with asyncio.timeout(10):
         response = await world.http.post(CHAT, json=world.body(), headers=world.key())
     assert response.json()["error"]["code"] == "worker_lost"

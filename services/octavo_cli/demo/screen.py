@@ -34,7 +34,8 @@ class Screen:
         self.console.print(f"\n[bold]{self._step}[/bold]")
 
     def say(self, line: str) -> None:
-        self.console.print(f"   {line}", highlight=False)
+        # Digests and folders are copied from here: long lines wrap in the terminal, never by a line end of ours.
+        self.console.print(f"   {line}", highlight=False, markup=False, soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
         self.console.print(what)
@@ -85,6 +86,10 @@ class Screen:
     def summary(self) -> None:
         """Show all that was checked."""
         table = Table("step", "held", title=f"all checks held, {time.monotonic() - self._began:.0f} s")
+        last = ""
         for step, claim in self._checks:
-            table.add_row(step, claim)
+            if step != last:
+                table.add_section()
+            table.add_row(step if step != last else "", claim)
+            last = step
         self.console.print(table)

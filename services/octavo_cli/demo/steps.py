@@ -11,6 +11,7 @@ from rich.table import Table
 
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
+from octavo_cli.demo.command import run_octavo
 from octavo_cli.demo.nats_ask import ask_over_nats
 from octavo_cli.demo.receiver import TraceReceiver
 from octavo_cli.demo.screen import Screen
@@ -64,6 +65,13 @@ class DemoSteps:
 
         return await asyncio.to_thread(run)
 
+    async def _octavo(self, person: str, *words: str) -> str:
+        """Run the command line as ``person`` would, show it and what it printed, and return that."""
+        self._screen.say(f"$ octavo {' '.join(words)}")
+        said = await run_octavo(self._fleet.gateway_url, self._keys[person], words)
+        self._screen.say(said.strip())
+        return said
+
     async def _base(self) -> None:
         self._screen.step(2, "the frozen base")
         view = await self._with(self._fleet.admin_key, Client.fleet)
@@ -98,17 +106,13 @@ class DemoSteps:
                 return admin.create_key(person, person, Role.OWNER).key
 
             self._keys[person] = await self._with(self._fleet.admin_key, make_key)
-
-            def push(client: Client, person: str = person, folder: Path = folder) -> str:
-                info = client.push(
-                    self._adapter(person), folder / "adapter_config.json", folder / "adapter_model.safetensors"
-                )
-                self._screen.say(f"{info.name}: revision {info.latest.number}, {info.latest.pack_bytes / 1e6:.1f} MB, "
-                                 f"rank {info.latest.rank_max}, {info.latest.digest}")  # fmt: skip
-                return info.owner
-
-            owner = await self._with(self._keys[person], push)
-            self._screen.check(owner == f"{person}@{person}", f"{self._adapter(person)} belongs to {owner}")
+            await self._octavo(person, "push", self._adapter(person), str(folder))
+            found = await self._with(self._keys[person], lambda client: list(client.adapters()))
+            owners = {info.name: info.owner for info in found}
+            self._screen.check(
+                owners == {self._adapter(person): f"{person}@{person}"},
+                f"{self._adapter(person)} belongs to {person}@{person}",
+            )
 
     async def _ask(self, model: str, key: str, pieces: list[str], answer: Answer) -> tuple[float, float]:
         """Stream one answer into ``pieces``; returns when its first and its last text came."""
@@ -144,8 +148,8 @@ class DemoSteps:
 
     async def _ask_cold(self) -> None:
         self._screen.step(6, "alice's adapter is evicted to cold by the residency manager, then asked again")
-        report = await self._with(self._keys["alice"], lambda client: client.evict(self._adapter("alice")))
-        self._screen.check(len(report.evicted) == 1 and not report.pinned, "its worker dropped every copy")
+        said = await self._octavo("alice", "evict", self._adapter("alice"), "--tier", "cold")
+        self._screen.check("evicted on: worker-1; in use on: none" in said, "its worker dropped every copy")
         pieces: list[str] = []
         await self._ask(self._adapter("alice"), self._keys["alice"], pieces, self._cold)
         self._cold_text = "".join(pieces)

@@ -26,7 +26,7 @@ def trace_tree(spans: list[Span]) -> Tree:
 
 def _label(span: Span, begin_ns: int) -> Text:
     label = Text()
-    label.append(f"{span.service:<15}", style="cyan")
-    label.append(f"{span.name:<24}", style="bold")
-    label.append(f" at {(span.start_ns - begin_ns) / 1e6:8.1f} ms, took {span.duration_ms:8.1f} ms", style="dim")
+    label.append(f"{span.service} ", style="cyan")
+    label.append(span.name, style="bold")
+    label.append(f"  at {(span.start_ns - begin_ns) / 1e6:.1f} ms, took {span.duration_ms:.1f} ms", style="dim")
     return label
