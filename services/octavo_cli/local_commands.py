@@ -9,14 +9,15 @@ import typer
 
 from octavo_cli.client import Client
 from octavo_cli.local_base import cache_folder, prepared_base
-from octavo_cli.processes import STOP_SIGNALS
+from octavo_cli.processes import STOP_SIGNALS, script
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 from octavo_shared.messages.identity import Role
 
 _PASSED_ON = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OCTAVO_LOG_LEVEL")
 
 _HOW_TO = """
-Octavo is up. Its data, logs and the admin key are in {folder}.
+Octavo is up. Its data and logs are in {folder}, the admin key is in
+{admin_key_file}, and the command line is {command}.
 
   export OCTAVO_GATEWAY_URL={url}
   export OCTAVO_KEY={key}
@@ -47,7 +48,7 @@ Python, straight onto NATS:
       await bus.close()
   asyncio.run(main())
 
-Push an adapter of your own:  octavo push {tenant}/diary ./peft-directory
+Push an adapter of your own:  {command} push {tenant}/diary ./peft-directory
 Ctrl-C stops everything.
 """
 
@@ -97,6 +98,13 @@ def _how_to(fleet: LocalFleet) -> str:
     with Client(fleet.gateway_url, key) as client:
         model = client.models()[0]
     return _HOW_TO.format(
-        folder=fleet.plan.folder, url=fleet.gateway_url, nats=fleet.nats_url, key=key, model=model, tenant=tenant,
+        folder=fleet.plan.folder,
+        admin_key_file=fleet.admin_key_file,
+        command=script("octavo"),
+        url=fleet.gateway_url,
+        nats=fleet.nats_url,
+        key=key,
+        model=model,
+        tenant=tenant,
         subject=subjects.GENERATE,
-    )  # fmt: skip
+    )

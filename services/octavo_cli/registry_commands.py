@@ -17,6 +17,7 @@ from octavo_shared.pack import digest_of, unpack
 _MIB = 1024 * 1024
 _BASE_NOTE = "octavo.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PIPED_WIDTH = 1_000
 _SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)
 """Enough of a digest to tell revisions apart in a table; ``push`` and ``ask`` show all of it."""
 
@@ -67,7 +68,7 @@ def list_adapters(target: Target) -> None:
                 str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}", latest.digest[_SHORT_DIGEST],
                 ", ".join(info.grants),
             )  # fmt: skip
-    Console().print(table)
+    _console().print(table)
 
 
 def history(target: Target, adapter: str) -> None:
@@ -77,7 +78,7 @@ def history(target: Target, adapter: str) -> None:
         for entry in client.history(adapter):
             when = datetime.fromtimestamp(entry.at_ms / 1000).astimezone().isoformat(" ", "seconds")
             table.add_row(when, entry.kind, entry.actor, entry.detail, str(entry.sequence))
-    Console().print(table)
+    _console().print(table)
 
 
 def fleet(target: Target) -> None:
@@ -91,7 +92,7 @@ def fleet(target: Target) -> None:
             f"{worker.num_pages_free} of {worker.num_pages}",
             *map(_use, (worker.resident, worker.warm, worker.local)),
         )  # fmt: skip
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(f"ordered so far: {view.num_prefetches_ordered} prefetches, {view.num_evicts_ordered} evictions")
 
@@ -102,6 +103,12 @@ def _table(*columns: str) -> Table:
         # Names are folded, never cut: a cut one could not be copied.
         table.add_column(column, overflow="fold")
     return table
+
+
+def _console() -> Console:
+    """A console as wide as the terminal; a pipe or a file has no width, so rows there are never folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def _use(tier: TierUse) -> str:

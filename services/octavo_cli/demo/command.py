@@ -2,8 +2,9 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
+
+from octavo_cli.processes import script
 
 _COMMAND_S = 200.0
 
@@ -11,7 +12,7 @@ _COMMAND_S = 200.0
 async def run_octavo(gateway_url: str, key: str, words: Sequence[str]) -> str:
     """Return what ``octavo WORDS`` prints; raises ``RuntimeError`` with its last words when it fails."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from octavo_cli.main import main; main()", *words,
+        script("octavo"), *words,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
         env={**os.environ, "OCTAVO_GATEWAY_URL": gateway_url, "OCTAVO_KEY": key},
     )  # fmt: skip
