@@ -69,27 +69,39 @@ class Admission:
 
     def __init__(self, rate: RateLimit, num_in_flight_max: int) -> None:
         self._rate = rate
-        self._num_in_flight_max = num_in_flight_max
+        self.num_in_flight_max = num_in_flight_max
         self._mean_ms = _FIRST_GUESS_MS
         self._is_closed = False
         self.num_in_flight = 0
 
-    def enter(self, credential: Credential) -> Ticket:
-        """Return a ticket; raises ``Overloaded`` with a truthful delay, or ``NoWorker`` while the process stops."""
-        if self._is_closed:
-            raise NoWorker("this gateway is stopping; try again")
-        at_ms = now_ms()
-        if self.num_in_flight >= self._num_in_flight_max:
-            metrics.SHED.labels("in_flight").inc()
-            # By Little's law a place becomes free every mean duration / places.
-            raise Overloaded(retry_after_s=_whole_seconds(self._mean_ms / self._num_in_flight_max))
-        wait_ms = self._rate.take(credential, at_ms)
+    def knock(self, credential: Credential) -> None:
+        """Shed before a body is read: as ``enter``, but no place is taken yet.
+
+        Whoever only sends headers must not hold one: at this point anybody can have made the key up.
+        """
+        self._check_open()
+        wait_ms = self._rate.take(credential, now_ms())
         if wait_ms > 0:
             metrics.SHED.labels("rate").inc()
             raise Overloaded(retry_after_s=_whole_seconds(wait_ms))
+
+    def enter(self, at_ms: float) -> Ticket:
+        """Return a ticket for a request that came ``at_ms`` and has knocked.
+
+        Raises ``Overloaded`` with a truthful delay, or ``NoWorker`` while the process stops.
+        """
+        self._check_open()
         self.num_in_flight += 1
         metrics.IN_FLIGHT.inc()
         return Ticket(self, at_ms)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise NoWorker("this gateway is stopping; try again")
+        if self.num_in_flight >= self.num_in_flight_max:
+            metrics.SHED.labels("in_flight").inc()
+            # By Little's law a place becomes free every mean duration / places.
+            raise Overloaded(retry_after_s=_whole_seconds(self._mean_ms / self.num_in_flight_max))
 
     def left(self, duration_ms: float) -> None:
         """Called by a ticket that was given back."""

@@ -39,6 +39,8 @@ class Loss(StrEnum):
     GAP = "gap"
     STALL = "stall"
     FAILED = "failed"
+    WRONG = "wrong"
+    """It began with another revision or base than it was asked for."""
 
 
 class AttemptLost(Exception):
@@ -76,7 +78,9 @@ class Waits:
     stall_ms: int = 30_000
     """No event for this long, though the worker lives: its messages were lost."""
     worker_ms: int = 2_000
-    """How long a request whose worker died waits for another one."""
+    """How long a request whose worker died waits for another one to appear."""
+    room_ms: int = 10_000
+    """How long it waits while there are others, but all of them are busy."""
 
 
 @dataclass
@@ -161,13 +165,13 @@ class Attempt:
         is_stalled = now_ms() - self._heard_ms > self._progress.waits.stall_ms
         if is_stalled and self._is_started:
             raise AttemptLost(Loss.STALL)
-        # A queue may be long and a worker may finish what it has while it drains: moving needs a place to go.
-        if (is_stalled or self._fleet.is_draining(self.worker_id)) and self._has_other():
+        if (is_stalled or self._fleet.is_draining(self.worker_id)) and self._has_place():
             raise AttemptLost(Loss.STALL if is_stalled else Loss.DRAINING)
 
-    def _has_other(self) -> bool:
-        plan = self._progress.plan
-        return self._fleet.pick(plan.base, plan.adapter_key, plan.request_id, (self.worker_id,)) is not None
+    def _has_place(self) -> bool:
+        # A queue may be long, and a worker that drains finishes what it can: leaving it for one that would only
+        # answer Busy breaks a stream that nothing was wrong with.
+        return self._fleet.has_room(self._progress.plan.base, excluded=(self.worker_id,))
 
     def _accept(self, event: GenerationEvent) -> Started | TokenChunk | Finished | None:
         match event:
@@ -194,7 +198,7 @@ class Attempt:
         if event.digest != digest or event.base != plan.base:
             # Serving on would break the promise that every token comes from the digest in the headers.
             log.error("worker_started_wrong_revision", worker_id=self.worker_id, digest=event.digest, asked=digest)
-            raise AttemptLost(Loss.FAILED, InternalError())
+            raise AttemptLost(Loss.WRONG, InternalError())
         self._is_started = True
         if self._progress.started is not None:
             return None

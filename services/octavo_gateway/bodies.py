@@ -5,14 +5,23 @@ from typing import TypeVar
 
 import msgspec
 
-from octavo_shared.errors import InvalidRequest
+from octavo_shared.errors import BodyTooLarge, InvalidRequest
 
 T = TypeVar("T")
+
+BODY_BYTES_MAX = 1024 * 1024
+"""Of a JSON body, from wherever it came. Decoding holds the event loop, so this bounds for how long."""
 
 _AT = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$(?P<path>.*?)`)?\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`\Z", re.DOTALL)
 _FIELD_CHARS_MAX = 80
+
+
+def check_size(raw: bytes) -> None:
+    """Raise ``BodyTooLarge`` when ``raw`` is; HTTP bodies are bounded by the framework while they arrive."""
+    if len(raw) > BODY_BYTES_MAX:
+        raise BodyTooLarge(limit_bytes=BODY_BYTES_MAX)
 
 
 def decode_body(raw: bytes, kind: type[T]) -> T:

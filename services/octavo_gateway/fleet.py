@@ -89,6 +89,11 @@ class FleetView:
         """Return fingerprint and name of every base that a live worker holds."""
         return {view.heartbeat.base: view.heartbeat.base_name for view in self.live()}
 
+    def context_tokens(self, base: Fingerprint, context_tokens: int) -> int:
+        """Return the longest sequence of a base of ``context_tokens`` that every live worker's memory can hold."""
+        limits = [view.heartbeat.context_tokens for view in self.live() if view.heartbeat.base == base]
+        return min([context_tokens, *(limit for limit in limits if limit)])
+
     def pick(
         self, base: Fingerprint, adapter: AdapterKey | None, request_id: str, excluded: Collection[WorkerId]
     ) -> WorkerId | None:
@@ -98,6 +103,16 @@ class FleetView:
             for view in self.live()
         ]
         return pick(candidates, base, adapter, request_id, excluded)
+
+    def has_room(self, base: Fingerprint, excluded: Collection[WorkerId]) -> bool:
+        """Tell whether a ready worker of ``base`` could run one more sequence at once."""
+        return any(
+            view.heartbeat.state is WorkerState.READY
+            and view.heartbeat.base == base
+            and view.heartbeat.worker_id not in excluded
+            and self._load(view) < view.heartbeat.num_running_max
+            for view in self.live()
+        )
 
     @contextlib.contextmanager
     def sent_to(self, worker_id: WorkerId) -> Iterator[None]:

@@ -178,8 +178,12 @@ class FrontDesk:
                         record.started = event
                         call.put(Head(ask, record.request_id, current_trace_id() or record.request_id, event))
                     case TokenChunk():
-                        record.num_completion_tokens += len(event.tokens)
-                        show(stops.push(detokenizer.push(event.tokens)))
+                        for token in event.tokens:
+                            # One by one: where a stop string ends must not depend on how tokens were sent.
+                            record.num_completion_tokens += 1
+                            show(stops.push(detokenizer.push((token,))))
+                            if stops.is_found:
+                                break
                     case Finished():
                         record.timings = event.timings
                         record.reason = event.reason.value
@@ -193,14 +197,16 @@ class FrontDesk:
         call.put(End(record.reason, record.num_prompt_tokens, record.num_completion_tokens, record.timings, worker_id))
 
     async def _plan(self, credential: Credential, ask: Ask, record: RequestRecord) -> tuple[Plan, BaseText]:
-        base_of = {name: base for base, name in self._fleet.bases().items()}
+        bases = self._fleet.bases()
+        # While a base is replaced, two may have one name; an adapter names its own by fingerprint.
+        base_of = {name: base for base, name in bases.items()}
         is_base = ask.model in base_of or (not base_of and "/" not in ask.model)
         if not is_base:
             parse_reference(ask.model)
         resolution = await self._identity.resolve(credential, None if is_base else ask.model)
         if resolution.adapter is not None:
             base = resolution.adapter.base
-            if base not in base_of.values():
+            if base not in bases:
                 raise NoWorker()
         elif (named := base_of.get(ask.model)) is not None:
             base = named
@@ -209,7 +215,8 @@ class FrontDesk:
         text = await self._texts.get(base)
         prompt = await text.tokenise(ask)
         record.num_prompt_tokens = len(prompt)
-        max_tokens = text.max_tokens(ask, len(prompt))
+        context_tokens = self._fleet.context_tokens(Fingerprint(base), text.manifest.context_tokens)
+        max_tokens = text.max_tokens(ask, len(prompt), context_tokens)
         sampling = ask.sampling(max_tokens, text.manifest.stop_token_ids)
         tenant_id = TenantId(resolution.tenant_id)
         return Plan(record.request_id, tenant_id, Fingerprint(base), prompt, sampling, resolution.adapter), text

@@ -1,5 +1,6 @@
 """The attempt loop: one request, as many workers as it takes, one unbroken answer."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
@@ -33,12 +34,15 @@ class _History:
     num_sent: int = 0
     num_busy: int = 0
     num_lost: int = 0
+    lost_ms: float = 0.0
+    """When a worker that was not merely busy was lost last."""
     error: OctavoError | None = None
+    """The last refusal; it says more than that another worker was busy or away."""
     stale: WorkerId | None = None
     """May still be generating for the last attempt."""
 
     def note(self, worker_id: WorkerId, lost: AttemptLost) -> None:
-        self.error = lost.error
+        self.error = lost.error or self.error
         # After Busy and Failed there is nothing at the worker that could go on.
         self.stale = None if lost.loss in (Loss.BUSY, Loss.FAILED) else worker_id
         if lost.loss is Loss.BUSY:
@@ -46,7 +50,8 @@ class _History:
             self.busy.add(worker_id)
             return
         self.num_lost += 1
-        (self.refused if lost.loss is Loss.FAILED else self.failed).add(worker_id)
+        self.lost_ms = now_ms()
+        (self.refused if lost.loss in (Loss.FAILED, Loss.WRONG) else self.failed).add(worker_id)
 
 
 class Dispatcher:
@@ -109,20 +114,20 @@ class Dispatcher:
                 await self._cancel(history.stale, progress.plan.request_id)
 
     async def _choose(self, progress: Progress, history: _History) -> WorkerId:
-        if history.num_lost >= _ATTEMPTS_MAX or history.num_busy >= _BUSY_MAX:
+        if history.num_lost >= _ATTEMPTS_MAX or (history.num_lost == 0 and history.num_busy >= _BUSY_MAX):
             raise _verdict(history)
-        if (worker_id := self._pick(progress.plan, history)) is not None:
-            return worker_id
-        if history.num_lost == 0 or history.error is not None:
-            raise _verdict(history)
-        # The only worker died, or the others are full: wait a little for one to appear or to have room.
-        until_ms = now_ms() + min(self._waits.worker_ms, progress.left_ms())
-        while (left_ms := until_ms - now_ms()) > 0:
-            await self._fleet.changed(min(self._waits.poll_ms, left_ms) / 1000)
+        while (worker_id := self._pick(progress.plan, history)) is None:
+            if history.num_lost == 0 or history.error is not None:
+                raise _verdict(history)
+            # The only worker died, or the others are full: wait a little for one to appear or to have room.
+            wait_ms = self._waits.room_ms if history.busy else self._waits.worker_ms
+            left_ms = min(history.lost_ms + wait_ms - now_ms(), progress.left_ms())
+            if left_ms <= 0:
+                raise _verdict(history)
+            # By time and not by heartbeats: in a large fleet those come faster than room does.
+            await asyncio.sleep(min(self._waits.poll_ms, left_ms) / 1000)
             history.busy.clear()
-            if (worker_id := self._pick(progress.plan, history)) is not None:
-                return worker_id
-        raise _verdict(history)
+        return worker_id
 
     def _pick(self, plan: Plan, history: _History) -> WorkerId | None:
         never: Iterable[WorkerId] = history.busy | history.refused

@@ -18,7 +18,16 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import InvalidRequest, NotPermitted
 from octavo_shared.messages.fleet import EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import Tier
-from octavo_shared.messages.identity import CreateTenant, IssueKey, KeyIssued, RevokeKey, Role, TenantCreated
+from octavo_shared.messages.identity import (
+    CreateTenant,
+    IssueKey,
+    KeyIssued,
+    Locate,
+    Resolution,
+    RevokeKey,
+    Role,
+    TenantCreated,
+)
 from octavo_shared.references import check_name
 
 _RESIDENCY_TIMEOUT_S = 10.0
@@ -77,10 +86,8 @@ class AdminRoutes:
             body = decode_body(await read_body(request), EvictBody)
             if body.tier not in _TIERS_BELOW_DEVICE:
                 raise InvalidRequest("tier", f"must be one of {', '.join(_TIERS_BELOW_DEVICE)}")
-            resolution = await self._identity.resolve(caller_of(request), adapter_name(tenant, name))
-            is_owner = resolution.role is Role.OWNER and resolution.tenant == tenant
-            if not (is_owner or resolution.role is Role.ADMIN):
-                raise NotPermitted("evict this adapter")
+            locate = Locate(credential=caller_of(request), reference=adapter_name(tenant, name))
+            resolution = await self._identity.call(locate, Resolution)
             assert resolution.adapter is not None, "a reference was asked for"
             order = EvictCommand(resolution.adapter, body.tier)
             return await self._bus.request(

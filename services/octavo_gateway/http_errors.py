@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from octavo_gateway.bodies import BODY_BYTES_MAX
 from octavo_gateway.replies import error_body
-from octavo_shared.errors import InternalError, InvalidRequest, OctavoError, Overloaded
+from octavo_shared.errors import BodyTooLarge, InternalError, InvalidRequest, OctavoError, Overloaded
 from octavo_shared.telemetry import log
 
 AnyRequest = Request[Any, Any, Any]
@@ -25,10 +26,6 @@ class RouteNotFound(_RouteError):
 
 class MethodNotAllowed(_RouteError):
     code, http_status = "method_not_allowed", 405
-
-
-class BodyTooLarge(_RouteError):
-    code, http_status = "body_too_large", 413
 
 
 _ROUTE_ERRORS = {404: RouteNotFound("no such route"), 405: MethodNotAllowed("this route has other methods")}
@@ -54,7 +51,7 @@ def on_http_error(_: AnyRequest, error: HTTPException) -> Response[bytes]:
         log.error("http_failed", error_id=failure.fields["error_id"], detail=error.detail)
         return error_response(failure)
     if error.status_code == 413:
-        return error_response(BodyTooLarge("the body is larger than this route takes"))
+        return error_response(BodyTooLarge(limit_bytes=BODY_BYTES_MAX))
     if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
         problem = error.extra[0]
         return error_response(InvalidRequest(str(problem.get("key", "query")), f"is wrong: {problem.get('message')}"))

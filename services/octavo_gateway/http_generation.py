@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 from litestar import Response, get, post
-from litestar.exceptions import ClientException
+from litestar.exceptions import ClientException, InternalServerException
 
 from octavo_gateway.admission import Admission
 from octavo_gateway.credentials import credential_of
@@ -17,6 +17,7 @@ from octavo_gateway.http_stream import ClientGone, EventStream, unless_gone
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.openai import Kind
 from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
+from octavo_shared.clock import now_ms
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.identity import AdapterInfo, AdapterList, ListAdapters
 from octavo_shared.telemetry import extract_context
@@ -67,15 +68,12 @@ class GenerationRoutes:
         return [chat_completions, completions, models]
 
     async def _answer(self, request: AnyRequest, kind: Kind) -> Response[Any]:
+        at_ms = now_ms()
         credential = credential_of(request.headers.get("authorization"))
-        ticket = self._admission.enter(credential)
-        try:
-            raw = await read_body(request)
-        except BaseException:
-            ticket.leave()
-            raise
+        self._admission.knock(credential)
+        raw = await read_body(request)
         parent = extract_context({name.lower(): value for name, value in request.headers.items()})
-        call = self._front.begin(ticket, credential, Asked(raw, kind, "http"), parent)
+        call = self._front.begin(self._admission.enter(at_ms), credential, Asked(raw, kind, "http"), parent)
         try:
             return await self._respond(request, call)
         except ClientGone:
@@ -118,7 +116,8 @@ async def read_body(request: AnyRequest) -> bytes:
             return await request.body()
     except TimeoutError:
         raise InvalidRequest("body", f"did not arrive within {_BODY_TIMEOUT_S:.0f} s") from None
-    except ClientException as error:
-        if error.status_code != 400:
+    except (ClientException, InternalServerException) as error:
+        # The framework calls a client that left in the middle an error of the server.
+        if error.status_code not in (400, 500):
             raise
         raise InvalidRequest("body", "did not arrive whole") from error

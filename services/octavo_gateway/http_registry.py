@@ -1,5 +1,6 @@
 """Adapters, revisions, uploads and packs over HTTP: thin clients of identity and the residency manager."""
 
+import contextlib
 import uuid
 from typing import Any
 
@@ -13,12 +14,13 @@ from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import GrantBody, RevisionBody, RollbackBody, UploadBody, UploadReply
-from octavo_gateway.uploads import Transfers
+from octavo_gateway.uploads import PackResponse, Transfers
 from octavo_shared.errors import InvalidRequest, NoWorker
 from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     BeginUpload,
+    CheckUpload,
     Commit,
     Credential,
     Grant,
@@ -28,6 +30,7 @@ from octavo_shared.messages.identity import (
     Revoke,
     Rollback,
     UploadBegun,
+    UploadChecked,
 )
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
 
@@ -99,7 +102,7 @@ class RegistryRoutes:
         @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
         async def upload(request: AnyRequest, upload_id: FromPath[str], file_name: FromPath[str]) -> UploadReply:
             """Stage one file of a push; the raw body is streamed."""
-            await self._identity.resolve(caller_of(request), None)
+            await self._identity.call(CheckUpload(credential=caller_of(request), upload_id=upload_id), UploadChecked)
             declared = request.headers.get("content-length", "0")
             declared_bytes = int(declared) if declared.isdecimal() else 0
             size_bytes = await self._transfers.upload(upload_id, file_name, request.stream(), declared_bytes)
@@ -151,8 +154,9 @@ class RegistryRoutes:
                 "octavo-base": adapter.base,
                 "octavo-base-name": self._fleet.bases().get(adapter.base, ""),
             }
-            data = await self._transfers.pack(adapter)
-            return Response(data, headers=headers, media_type="application/octet-stream")
+            holding = contextlib.AsyncExitStack()
+            data = await holding.enter_async_context(self._transfers.pack(adapter))
+            return PackResponse(data, headers, holding)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)
         async def grant(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:

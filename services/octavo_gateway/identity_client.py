@@ -6,20 +6,27 @@ import msgspec
 
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
+from octavo_shared.errors import Overloaded
 from octavo_shared.messages.identity import VERBS, Credential, Resolution, Resolve
 
 T = TypeVar("T")
 
 _TIMEOUT_S = 5.0
 _COMMIT_TIMEOUT_S = 120.0
+_CALLS_MAX = 512
+"""At the same time. A key is only known to be good once identity has looked, so this bounds what made-up keys cost."""
+_BUSY_RETRY_AFTER_S = 1
 _VERB_OF = {request: verb for verb, (request, _) in VERBS.items()}
 
 
 class IdentityClient:
-    """Raises what identity refuses with, and ``DependencyUnavailable`` when it does not answer in time."""
+    """Raises what identity refuses with, ``DependencyUnavailable`` when it does not answer in time, and ``Overloaded``
+    when too many calls are on their way already.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._num_running = 0
 
     async def resolve(self, credential: Credential, reference: str | None) -> Resolution:
         """Return who holds the key and what ``reference`` names for them; None only checks the key."""
@@ -29,4 +36,10 @@ class IdentityClient:
         """Send ``request`` to the verb of its type. A commit validates and stores a pack, so it may take longer."""
         verb = _VERB_OF[type(request)]
         timeout_s = _COMMIT_TIMEOUT_S if verb == "commit" else _TIMEOUT_S
-        return await self._bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
+        if self._num_running >= _CALLS_MAX:
+            raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S)
+        self._num_running += 1
+        try:
+            return await self._bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
+        finally:
+            self._num_running -= 1

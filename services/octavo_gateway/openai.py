@@ -20,6 +20,8 @@ from octavo_gateway.openai_fields import (
 from octavo_shared.errors import InvalidRequest, UnsupportedParameter
 from octavo_shared.messages.generation import Sampling
 
+_PARTS_MAX = 4_096
+"""Messages of a conversation, and parts of all its messages together."""
 _STOPS_MAX = 4
 _STOP_CHARS_MAX = 512
 _SEED_MAX = 2**63
@@ -88,6 +90,9 @@ def _chat(raw: bytes, is_stream_default: bool) -> Ask:
     _refuse(body, CHAT_NEUTRAL)
     if not body.messages:
         raise InvalidRequest("messages", "must hold at least one message")
+    num_parts = sum(len(message.content) if isinstance(message.content, list) else 1 for message in body.messages)
+    if max(len(body.messages), num_parts) > _PARTS_MAX:
+        raise InvalidRequest("messages", f"may hold at most {_PARTS_MAX} messages and parts")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise InvalidRequest("max_tokens", "and 'max_completion_tokens' exclude each other")
     field = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
@@ -186,8 +191,13 @@ def _turn(index: int, message: Message) -> Turn:
     return Turn(_ROLES[message.role], "".join(texts), message.name)
 
 
-def _refuse(body: msgspec.Struct, neutral: Mapping[str, tuple[object, ...]], prefix: str = "") -> None:
-    for name, harmless in neutral.items():
+def _refuse(body: msgspec.Struct, neutral_values: Mapping[str, tuple[object, ...]], prefix: str = "") -> None:
+    for name, harmless in neutral_values.items():
         value = getattr(body, name)
-        if value is not None and value not in harmless:
+        if value is not None and not any(_is_same(value, neutral) for neutral in harmless):
             raise UnsupportedParameter(prefix + name)
+
+
+def _is_same(value: object, neutral: object) -> bool:
+    # To Python True is 1, to JSON it is not.
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

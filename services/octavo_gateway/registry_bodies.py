@@ -1,5 +1,7 @@
 """Bodies of the registry's HTTP routes."""
 
+from typing import Annotated
+
 import msgspec
 
 from octavo_shared.messages.generation import Tier
@@ -32,7 +34,7 @@ class RevisionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``revision`` None: the parent of the one that the alias names now."""
 
-    revision: int | None = None
+    revision: Annotated[int, msgspec.Meta(ge=1, le=999_999_999)] | None = None
     alias: str = SERVING
 
 

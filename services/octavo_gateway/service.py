@@ -56,15 +56,20 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *AdminRoutes(identity, bus).handlers(),
         ]
+        self._is_stopping = False
         self._app = build_app(routes, self.is_ready)
 
     def is_ready(self) -> bool:
-        """Tell whether a request could be served: the bus is there and a live worker's base is known."""
-        return self._bus.is_connected and any(self._texts.known(base) for base in self.fleet.bases())
+        """Tell whether a request could be served: not stopping, the bus is there, a live worker's base is known."""
+        return (
+            not self._is_stopping
+            and self._bus.is_connected
+            and any(self._texts.known(base) for base in self.fleet.bases())
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve; on leaving refuse new requests, finish old ones within ``_DRAIN_S``, then end what is left."""
+        """Serve; on leaving say so, refuse new requests, finish old ones within ``_DRAIN_S``, end what is left."""
         await self._bus.serve(subjects.HEARTBEAT, Heartbeat, self._on_heartbeat)
         tasks = [
             asyncio.create_task(self._lease_forever(), name="lease"),
@@ -73,10 +78,14 @@ class Gateway:
         settings = self._settings
         try:
             async with http_server(self._app, settings.http_host, settings.http_port, _CLOSE_S):
-                await self._nats.start()
-                log.info("gateway_started", gateway_id=self.gateway_id, port=settings.http_port)
                 try:
-                    yield
+                    async with self._nats.serving():
+                        log.info("gateway_started", gateway_id=self.gateway_id, port=settings.http_port)
+                        try:
+                            yield
+                        finally:
+                            # Load balancers and the queue group look elsewhere from here on.
+                            self._is_stopping = True
                 finally:
                     self.admission.close()
                     await self._front.drain(_DRAIN_S)

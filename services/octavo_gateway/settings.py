@@ -1,13 +1,17 @@
 """The gateway's settings, read once at start from ``OCTAVO_*``."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from octavo_shared.config import StoreSettings
 
 
 class GatewaySettings(StoreSettings, frozen=True, kw_only=True):
     """``requests_per_s`` and ``requests_burst`` hold per API key; ``num_in_flight_max`` for the whole process."""
 
-    http_port: int = 8080
-    num_in_flight_max: int = 256
-    requests_per_s: float = 50.0
-    requests_burst: int = 100
-    upload_bytes_max: int = 512 * 1024 * 1024
+    http_port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+    num_in_flight_max: Annotated[int, Meta(ge=1, le=65_536)] = 256
+    requests_per_s: Annotated[float, Meta(gt=0.0)] = 50.0
+    requests_burst: Annotated[int, Meta(ge=1)] = 100
+    upload_bytes_max: Annotated[int, Meta(ge=1)] = 512 * 1024 * 1024

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -14,12 +15,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from octavo_gateway.openai import Ask, Turn
-from octavo_shared.errors import ContextExceeded, DependencyUnavailable, InvalidRequest
+from octavo_shared.errors import ContextExceeded, DependencyUnavailable, InvalidRequest, Overloaded
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Fingerprint
 
 _INLINE_CHARS_MAX = 4096
+_TURN_CHARS = 32
+"""What a turn's own tokens cost in the template, so that many empty turns are not taken for nothing."""
+_THREADS_MAX = 2
+_TOKENISE_TIMEOUT_S = 10.0
+_BUSY_RETRY_AFTER_S = 2
 _BASES_MAX = 8
 _FETCH_TIMEOUT_S = 25.0
 
@@ -58,10 +64,11 @@ def _compile(template: str) -> jinja2.Template:
 
 
 class BaseText:
-    """One base's way between text and tokens. Immutable once made, so threads share it."""
+    """One base's way between text and tokens. Immutable once made, so ``threads`` share it."""
 
-    def __init__(self, manifest: BaseManifest, tokenizer_json: bytes) -> None:
+    def __init__(self, manifest: BaseManifest, tokenizer_json: bytes, threads: Executor) -> None:
         self.manifest = manifest
+        self._threads = threads
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -90,29 +97,38 @@ class BaseText:
     def encode(self, ask: Ask) -> tuple[int, ...]:
         """Return the prompt's token ids. A template writes its special tokens itself; a plain text gets them here."""
         if isinstance(ask.prompt, str):
-            return tuple(self.tokenizer.encode(ask.prompt, add_special_tokens=True).ids)
+            return self._tokens_of(ask.prompt, has_special=True)
         turns = tuple(part for part in ask.prompt if isinstance(part, Turn))
         if turns:
-            return tuple(self.tokenizer.encode(self.render(turns), add_special_tokens=False).ids)
+            return self._tokens_of(self.render(turns), has_special=False)
         tokens = tuple(part for part in ask.prompt if isinstance(part, int))
         if not all(0 <= token < self._num_vocabulary for token in tokens):
             raise InvalidRequest("prompt", f"holds a token id outside 0 to {self._num_vocabulary - 1}")
         return tokens
 
-    async def tokenise(self, ask: Ask) -> tuple[int, ...]:
-        """``encode`` that leaves the event loop free: long prompts are encoded on a thread."""
-        num_chars = (
-            len(ask.prompt)
-            if isinstance(ask.prompt, str)
-            else sum(len(part.content) for part in ask.prompt if isinstance(part, Turn))
-        )
-        if num_chars <= _INLINE_CHARS_MAX:
-            return self.encode(ask)
-        return await asyncio.to_thread(self.encode, ask)
+    def _tokens_of(self, text: str, *, has_special: bool) -> tuple[int, ...]:
+        # A batch of one: unlike ``encode``, it lets other threads have the interpreter meanwhile.
+        return tuple(self.tokenizer.encode_batch([text], add_special_tokens=has_special)[0].ids)
 
-    def max_tokens(self, ask: Ask, num_prompt_tokens: int) -> int:
-        """Return how many tokens may be generated; raises ``ContextExceeded`` naming the field that is too large."""
-        context = self.manifest.context_tokens
+    async def tokenise(self, ask: Ask) -> tuple[int, ...]:
+        """``encode`` that leaves the event loop free: long prompts are encoded on a few threads, in turn.
+
+        Raises ``Overloaded`` when their turn does not come in ``_TOKENISE_TIMEOUT_S``.
+        """
+        if _num_chars(ask) <= _INLINE_CHARS_MAX:
+            return self.encode(ask)
+        try:
+            async with asyncio.timeout(_TOKENISE_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, self.encode, ask)
+        except TimeoutError:
+            raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S) from None
+
+    @staticmethod
+    def max_tokens(ask: Ask, num_prompt_tokens: int, context: int) -> int:
+        """Return how many tokens may be generated within ``context`` tokens, prompt and answer together.
+
+        Raises ``ContextExceeded`` naming the field that is too large.
+        """
         if num_prompt_tokens == 0:
             raise InvalidRequest(ask.prompt_field, "has no tokens")
         wanted = ask.max_tokens
@@ -127,11 +143,18 @@ class BaseText:
         return wanted if wanted is not None else context - num_prompt_tokens
 
 
+def _num_chars(ask: Ask) -> int:
+    if isinstance(ask.prompt, str):
+        return len(ask.prompt)
+    return sum(len(part.content) + _TURN_CHARS if isinstance(part, Turn) else 1 for part in ask.prompt)
+
+
 class TextStore:
     """The texts of the bases in the fleet; fetched once each, however many requests ask at the same time."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._threads = ThreadPoolExecutor(_THREADS_MAX, thread_name_prefix="tokenise")
         self._known: dict[Fingerprint, BaseText] = {}
         self._fetching: dict[Fingerprint, asyncio.Task[BaseText]] = {}
 
@@ -166,7 +189,7 @@ class TextStore:
             raise DependencyUnavailable("object storage") from error
         if found is None:
             raise DependencyUnavailable("the base's manifest")
-        text = await asyncio.to_thread(BaseText, *found)
+        text = await asyncio.to_thread(BaseText, *found, self._threads)
         while len(self._known) >= _BASES_MAX:
             del self._known[next(iter(self._known))]
         self._known[base] = text

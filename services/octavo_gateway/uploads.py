@@ -1,12 +1,18 @@
 """Files of a push on their way to S3 staging, and packs on their way back: bounded in size and in number."""
 
 import asyncio
+import contextlib
 import hashlib
 import re
 import tempfile
-from collections.abc import AsyncIterator
-from typing import BinaryIO, cast
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, BinaryIO, cast
 
+from litestar import Response
+from litestar.exceptions import InternalServerException
+from litestar.types import Receive, Scope, Send
+
+from octavo_shared.clock import now_ms
 from octavo_shared.errors import AdapterUnavailable, InvalidRequest, Overloaded, UploadTooLarge
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.objects import ObjectMissing, ObjectStore
@@ -18,6 +24,8 @@ _MEMORY_BYTES_MAX = 1024 * 1024
 _TRANSFERS_MAX = 4
 _RETRY_AFTER_S = 5
 _CHUNK_TIMEOUT_S = 30.0
+_TRANSFER_TIMEOUT_S = 900.0
+"""For a whole file, however slowly it goes: 512 MiB at 5 Mbit/s."""
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{8,128}\Z")
 
 
@@ -42,43 +50,70 @@ class Transfers:
         limit_bytes = self.limit_bytes(file_name)
         if declared_bytes > limit_bytes:
             raise UploadTooLarge(limit_bytes=limit_bytes)
-        self._enter()
-        try:
+        with self._place():
             # On disk past a megabyte: S3 is read from by a blocking client at its own pace.
             with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES_MAX) as spool:
                 size_bytes = await _spool(body, cast(BinaryIO, spool), limit_bytes)
                 spool.seek(0)
                 await self._store.write_stream(f"staging/{upload_id}/{file_name}", cast(BinaryIO, spool))
             return size_bytes
-        finally:
-            self._num_running -= 1
 
-    async def pack(self, adapter: AdapterHandle) -> bytes:
-        """Return a revision's pack, verified against its digest on the bytes that are returned."""
-        self._enter()
-        try:
-            data = await self._store.read(adapter.object_key)
-        except ObjectMissing as error:
-            raise AdapterUnavailable("its pack is not in object storage") from error
-        finally:
-            self._num_running -= 1
-        digest = await asyncio.to_thread(lambda: "sha256:" + hashlib.sha256(data).hexdigest())
-        if digest != adapter.digest:
-            raise AdapterUnavailable("the stored pack does not match its digest")
-        return data
+    @contextlib.asynccontextmanager
+    async def pack(self, adapter: AdapterHandle) -> AsyncIterator[bytes]:
+        """Yield a revision's pack, verified against its digest on these bytes; they count while the block runs."""
+        with self._place():
+            try:
+                data = await self._store.read(adapter.object_key)
+            except ObjectMissing as error:
+                raise AdapterUnavailable("its pack is not in object storage") from error
+            digest = await asyncio.to_thread(lambda: "sha256:" + hashlib.sha256(data).hexdigest())
+            if digest != adapter.digest:
+                raise AdapterUnavailable("the stored pack does not match its digest")
+            yield data
 
-    def _enter(self) -> None:
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
         if self._num_running >= _TRANSFERS_MAX:
             raise Overloaded(retry_after_s=_RETRY_AFTER_S)
         self._num_running += 1
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+
+
+class PackResponse(Response[bytes]):
+    """A pack on its way to its reader. ``holding`` keeps the transfer's place and ends with it, sent or not."""
+
+    def __init__(self, data: bytes, headers: dict[str, str], holding: contextlib.AsyncExitStack) -> None:
+        super().__init__(data, headers=headers, media_type="application/octet-stream")
+        self._holding = holding
+
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the ASGI form; Litestar only calls it."""
+        response, holding = super().to_asgi_response(*args, **kwargs), self._holding
+
+        async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
+            async with holding:
+                # A reader that takes its time must not keep others from theirs for ever.
+                async with asyncio.timeout(_TRANSFER_TIMEOUT_S):
+                    await response(scope, receive, send)
+
+        return send_all
 
 
 async def _spool(body: AsyncIterator[bytes], spool: BinaryIO, limit_bytes: int) -> int:
     size_bytes = 0
+    until_ms = now_ms() + _TRANSFER_TIMEOUT_S * 1000
     while True:
+        if now_ms() > until_ms:
+            raise InvalidRequest("body", f"took longer than {_TRANSFER_TIMEOUT_S:.0f} s")
         try:
             async with asyncio.timeout(_CHUNK_TIMEOUT_S):
                 chunk = await anext(body, None)
+        except InternalServerException as error:
+            # So the framework calls a client that left in the middle.
+            raise InvalidRequest("body", "did not arrive whole") from error
         except TimeoutError:
             raise InvalidRequest("body", f"stopped arriving for {_CHUNK_TIMEOUT_S:.0f} s") from None
         if chunk is None:

@@ -30,11 +30,27 @@ RawHandler = Callable[[Msg], Awaitable[None]]
 encode = msgspec.msgpack.encode
 
 
+class _Client(Client):
+    """nats-py's client, but a message that it cannot decode is dropped.
+
+    There, such a message ends the read loop without a reconnect: two bytes from anybody who may publish would make a
+    service deaf until its pings time out.
+    """
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except OSError:
+            raise
+        except Exception as error:
+            log.warning("message_dropped", error=type(error).__name__, size_bytes=len(data))
+
+
 class Bus:
     """A NATS connection with bounded handlers. An async context manager; leaving it drains what runs.
 
     nats-py awaits a subscription's callback one message at a time, so each message is handed to a task;
-    at most ``_HANDLERS_MAX`` run per subscription, and further messages wait in the client's bounded buffer.
+    a bounded number runs per subscription, and further messages wait in the client's bounded buffer.
     """
 
     def __init__(self, url: str, name: str, drain_timeout_s: float = 10.0, connect_timeout_s: float = 60.0) -> None:
@@ -44,7 +60,7 @@ class Bus:
         self._drain_timeout_s = drain_timeout_s
         self._subscriptions: list[Subscription] = []
         self._running: set[asyncio.Task[None]] = set()
-        self.client = Client()
+        self.client = _Client()
 
     async def __aenter__(self) -> Self:
         try:
@@ -91,16 +107,25 @@ class Bus:
         log.info("bus_reconnected")
 
     async def drain(self) -> None:
-        """Take no more messages, then wait for the handlers that run, then cancel those that are left."""
-        for subscription in self._subscriptions:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
-        self._subscriptions.clear()
+        """Take no more messages, then wait for the handlers of those that came, then cancel those that are left."""
+        await asyncio.gather(*(self.leave(subscription) for subscription in list(self._subscriptions)))
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=self._drain_timeout_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    async def leave(self, subscription: Subscription) -> None:
+        """Take no more messages on ``subscription``, and hand those that have already come to their handlers."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            async with asyncio.timeout(self._drain_timeout_s):
+                # Unsubscribing alone would discard what waits in the client's buffer, and leave its senders waiting.
+                if self.is_connected:
+                    await subscription.drain()  # type: ignore[no-untyped-call]
+                else:
+                    await subscription.unsubscribe()
 
     async def publish(self, subject: str, message: msgspec.Struct, reply: str = "") -> None:
         """Send ``message``; core NATS promises no delivery. Raises ``DependencyUnavailable`` while disconnected."""
@@ -157,9 +182,14 @@ class Bus:
 
         await self.subscribe(subject, answer, queue)
 
-    async def subscribe(self, subject: str, handler: RawHandler, queue: str = "") -> None:
-        """Run ``handler`` for every message on ``subject`` in a task of its own, inside the sender's trace."""
-        slots = asyncio.Semaphore(_HANDLERS_MAX)
+    async def subscribe(
+        self, subject: str, handler: RawHandler, queue: str = "", num_handlers_max: int = _HANDLERS_MAX
+    ) -> Subscription:
+        """Run ``handler`` for every message on ``subject`` in a task of its own, inside the sender's trace.
+
+        The server knows the subscription when this returns. It ends with the bus, or by ``leave``.
+        """
+        slots = asyncio.Semaphore(num_handlers_max)
 
         async def run(message: Msg) -> None:
             token = otel_context.attach(extract_context(message.headers))
@@ -177,9 +207,11 @@ class Bus:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-        self._subscriptions.append(await self.client.subscribe(subject, queue=queue, cb=hand_over))
+        subscription = await self.client.subscribe(subject, queue=queue, cb=hand_over)
+        self._subscriptions.append(subscription)
         # Whoever hears that this service is ready may publish at once.
         await self.settled()
+        return subscription
 
     async def settled(self) -> None:
         """Return once the server has processed all that was sent so far: subscriptions are known, or gone."""

@@ -3,9 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 _PREFIX = "OCTAVO_"
 
@@ -19,8 +20,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     nats_url: str = "nats://127.0.0.1:4222"
     http_host: str = "127.0.0.1"
-    http_port: int = 0
-    log_level: str = "info"
+    http_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class StoreSettings(BusSettings, frozen=True, kw_only=True):
@@ -53,7 +54,11 @@ def read_settings(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
             values[field.name] = msgspec.convert(given[name], field.type, strict=False, dec_hook=_path)
         except msgspec.ValidationError as problem:
             raise ConfigError(f"{name}={given[name]!r} is invalid: {problem}") from None
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as problem:
+        # What a service's settings say about each other.
+        raise ConfigError(str(problem)) from None
 
 
 def _path(kind: type[Any], value: Any) -> Any:

@@ -10,7 +10,8 @@ OctavoError
 ├── RevisionConflict          409  somebody else moved the head first
 ├── NameTaken                 409  a tenant of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
-├── UploadTooLarge            413  more bytes than the limit
+├── BodyTooLarge              413  a JSON body of more bytes than the limit
+├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
 ├── Overloaded                429  too many requests, with a truthful Retry-After
 ├── NoWorker                  503  no worker that could serve the base is alive, or all are busy
@@ -129,6 +130,13 @@ class BaseMismatch(OctavoError):
             adapter_base=adapter_base,
             served_base=served_base,
         )
+
+
+class BodyTooLarge(OctavoError):
+    code, http_status = "body_too_large", 413
+
+    def __init__(self, *, limit_bytes: int) -> None:
+        super().__init__(f"the body exceeds the limit of {limit_bytes} bytes", limit_bytes=limit_bytes)
 
 
 class UploadTooLarge(OctavoError):

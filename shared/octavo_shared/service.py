@@ -5,7 +5,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import uvicorn
 from litestar import Litestar, MediaType, Response, get
@@ -23,12 +23,12 @@ Main = Callable[[S, asyncio.Event], Coroutine[Any, Any, None]]
 def run_service(name: str, settings_kind: type[S], main: Main[S]) -> None:
     """Run ``main(settings, stop)`` until it returns; SIGTERM and SIGINT set ``stop``, a second one cancels ``main``.
 
-    Exits with 2 when a setting is wrong and 1 when ``main`` fails; the reason is one log line.
+    Exits with 2 when a setting, or what it names, is wrong and with 1 when ``main`` fails; the reason is one line.
     """
     try:
         settings = read_settings(settings_kind)
     except ConfigError as error:
-        sys.exit(f"{name}: {error}")
+        _refuse(name, error)
     provider = start_telemetry(name, settings.log_level)
 
     async def run() -> None:
@@ -48,12 +48,19 @@ def run_service(name: str, settings_kind: type[S], main: Main[S]) -> None:
     try:
         asyncio.run(run())
         log.info("service_stopped")
+    except ConfigError as error:
+        _refuse(name, error)
     except OctavoError as error:
         log.error("service_failed", code=error.code, detail=error.message)
         sys.exit(1)
     finally:
         if provider is not None:
             provider.shutdown()
+
+
+def _refuse(name: str, error: ConfigError) -> NoReturn:
+    sys.stderr.write(f"{name}: {error}\n")
+    sys.exit(2)
 
 
 class _Server(uvicorn.Server):

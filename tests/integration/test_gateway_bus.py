@@ -17,6 +17,7 @@ from octavo_gateway import front
 from octavo_shared import subjects
 from octavo_shared.config import StoreSettings
 from octavo_shared.messages.generation import Lease
+from support.fake_identity import UPLOAD_ID
 from support.fakes import BASE_NAME, Exchange
 from support.gateway_world import ANSWER, World, gateway_world
 
@@ -106,6 +107,28 @@ async def test_both_entries_share_one_bound(store_settings: StoreSettings) -> No
         assert (await first).status_code == 200
 
 
+async def test_messages_beyond_the_bound_are_refused_at_once_and_never_queued(store_settings: StoreSettings) -> None:
+    bound, num_asked = 256, 400
+    async with gateway_world(store_settings, requests_per_s=10_000.0, requests_burst=10_000) as world:
+        assert world.settings.num_in_flight_max == bound
+        may_start = asyncio.Event()
+
+        async def slow(exchange: Exchange) -> None:
+            await may_start.wait()
+            await exchange.answer(world.tokens)
+
+        await world.add_worker("w1", slow)
+        async with world.bus.inbox() as (reply, inbox):
+            content, headers = json.dumps(world.body(stream=False)).encode(), {"Authorization": f"Bearer {world.alice}"}
+            for _ in range(num_asked):
+                await world.bus.client.publish(subjects.GENERATE, content, reply=reply, headers=headers)
+            refused = [await inbox.next_msg(timeout=10) for _ in range(num_asked - bound)]
+            assert {json.loads(message.data)["error"]["code"] for message in refused} == {"overloaded"}
+            may_start.set()
+            answered = [await inbox.next_msg(timeout=20) for _ in range(bound)]
+            assert all(b"choices" in message.data for message in answered)
+
+
 async def test_gateway_leases_its_requests(world: World) -> None:
     heard: asyncio.Queue[Lease] = asyncio.Queue()
 
@@ -180,7 +203,7 @@ async def test_gateway_outlives_nats_and_s3(tmp_path: Path) -> None:
             # What is known is served on without object storage; what needs it says so.
             assert (await world.http.post(CHAT, json=world.body(), headers=world.key())).status_code == 200
             staged = await world.http.put(
-                "/v1/uploads/" + "u" * 16 + "/adapter_config.json", content=b"{}", headers=world.key()
+                f"/v1/uploads/{UPLOAD_ID}/adapter_config.json", content=b"{}", headers=world.key()
             )
             assert (staged.status_code, staged.json()["error"]["code"]) == (503, "dependency_unavailable")
             await nats.stop()

@@ -8,11 +8,11 @@ import pytest
 
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterUnavailable, WorkerLost
-from octavo_shared.messages.fleet import WorkerState
+from octavo_shared.messages.fleet import HEARTBEAT_TIMEOUT_MS, WorkerState
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.references import Digest
 from support.fakes import Exchange, FakeWorker, chunks_of
-from support.gateway_world import ANSWER, World, gateway_world
+from support.gateway_world import ANSWER, WAITS, World, gateway_world
 
 CHAT = "/v1/chat/completions"
 
@@ -139,6 +139,51 @@ async def test_draining_worker_without_another_may_finish(world: World) -> None:
     worker = await world.add_worker("w1", script)
     assert (await streamed(world))[0] == ANSWER
     assert len(worker.received) == 1
+
+
+async def test_draining_worker_may_finish_when_the_others_are_full(world: World) -> None:
+    may_finish = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.started()
+        await exchange.tokens(0, world.tokens[:3])
+        exchange.worker.state = WorkerState.DRAINING
+        await exchange.worker.beat()
+        await may_finish.wait()
+        await exchange.tokens(3, world.tokens[3:])
+        await exchange.finished(len(world.tokens))
+
+    first = await world.add_worker("w1", script)
+    asking = asyncio.create_task(streamed(world))
+    await world.until(lambda: first.received)
+    full = await world.add_worker("w2", Exchange.busy)
+    full.num_running = 8
+    await full.beat()
+    await world.until(lambda: world.gateway.fleet.is_draining(first.worker_id))
+    # Longer than the gateway takes to look at a worker whose events it awaits.
+    await asyncio.sleep(3 * WAITS.poll_ms / 1000)
+    assert not full.received
+    may_finish.set()
+    assert (await asking)[0] == ANSWER
+
+
+async def test_answer_that_was_begun_ends_when_no_room_comes(world: World) -> None:
+    relay = Relay(world)
+
+    async def script(exchange: Exchange) -> None:
+        if await relay.begin(exchange):
+            exchange.worker.die()
+        else:
+            await exchange.busy()
+
+    await world.add_worker("w1", script)
+    await world.add_worker("w2", script)
+    async with asyncio.timeout(10):
+        _, data = await streamed(world)
+    assert json.loads(data[-1])["error"]["code"] == "worker_lost"
+    # By time, and each of the two once in a round: the dead one counts as alive until its heartbeats are missed.
+    num_rounds = 1 + HEARTBEAT_TIMEOUT_MS / WAITS.poll_ms
+    assert 5 < len(relay.exchanges) <= 2 * num_rounds
 
 
 @pytest.mark.parametrize("fault", ["gap", "stall", "lost_end", "cancelled_unasked", "undecodable", "given_up"])

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 
+from octavo_gateway.credentials import new_key
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterUnavailable
 from octavo_shared.messages.fleet import Placed
@@ -46,6 +47,34 @@ async def test_whole_answer_has_text_usage_and_headers(world: World) -> None:
     assert len(response.headers["octavo-trace-id"]) == 32
     await world.until(lambda: world.residency.demand)
     assert world.residency.demand[0].adapter == world.diary
+
+
+async def test_a_worker_with_less_memory_than_the_base_has_context_is_believed(world: World) -> None:
+    worker = await world.add_worker("w1", lambda exchange: exchange.answer(world.tokens))
+    worker.context_tokens = 64
+    await worker.beat()
+    response = await world.http.post(CHAT, json=world.body(max_tokens=64), headers=world.key())
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert response.json()["error"]["fields"]["context_tokens"] == 64
+    assert (await world.http.post(CHAT, json=world.body(), headers=world.key())).status_code == 200
+    (generate,) = worker.received
+    assert len(generate.prompt) + generate.sampling.max_tokens == 64
+
+
+async def test_whoever_only_sends_headers_takes_no_place(store_settings: StoreSettings) -> None:
+    async with gateway_world(store_settings, num_in_flight_max=2) as world:
+        await answering(world)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {new_key()[0]}\r\nContent-Length: 9\r\n\r\n"
+        idle = [await asyncio.open_connection("127.0.0.1", world.settings.http_port) for _ in range(4)]
+        try:
+            for _, writer in idle:
+                writer.write(head.encode())
+                await writer.drain()
+            for _ in range(3):
+                assert (await world.http.post(CHAT, json=world.body(), headers=world.key())).status_code == 200
+        finally:
+            for _, writer in idle:
+                writer.close()
 
 
 async def test_stream_is_openais(world: World) -> None:

@@ -71,6 +71,7 @@ async def test_upload_over_the_limit_is_413_and_leaves_nothing(world: World, is_
         ("/v1/uploads/..%2f..%2fpacks/adapter_config.json", 400),
         ("/v1/uploads/short/adapter_config.json", 400),
         (f"{FOLDER}/..%2fx", 400),
+        ("/v1/uploads/" + "v" * 16 + "/adapter_config.json", 400),
     ],
 )
 async def test_only_the_two_files_of_an_upload_are_taken(world: World, path: str, status: int) -> None:
@@ -139,6 +140,8 @@ async def test_bad_bodies_and_queries_name_their_field(world: World) -> None:
         ("POST", "/v1/uploads", {"adapter": "diary"}, "adapter"),
         ("POST", "/v1/adapters/alice/diary/evict", {"tier": "resident"}, "tier"),
         ("POST", "/v1/adapters/alice/diary/revisions", {"upload_id": "u" * 16, "base": "x"}, "base"),
+        ("POST", "/v1/adapters/alice/diary/rollback", {"revision": 0}, "revision"),
+        ("POST", "/v1/adapters/alice/diary/rollback", {"revision": 10**30}, "revision"),
         ("GET", "/v1/adapters?limit=0", None, "limit"),
         ("GET", "/v1/adapters?limit=many", None, "limit"),
     ):

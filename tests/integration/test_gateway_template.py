@@ -1,5 +1,7 @@
 """The gateway's chat templates and text agree with transformers', which workers' bases were trained through."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +31,7 @@ TURNS = (Turn("user", "  Wie spät ist es? <é> 😀"), Turn("assistant", "late 
 def test_rendering_and_tokens_are_those_of_transformers(name: str) -> None:
     tokenizer = tiny_tokenizer()
     manifest = msgspec.structs.replace(tiny_manifest(tokenizer), chat_template=TEMPLATES[name])
-    text = BaseText(manifest, tokenizer.to_str().encode())
+    text = BaseText(manifest, tokenizer.to_str().encode(), ThreadPoolExecutor(1))
     theirs = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=manifest.bos_token,

@@ -4,7 +4,7 @@ import hashlib
 
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
-from octavo_shared.errors import AdapterNotFound, Unauthenticated
+from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import (
@@ -12,6 +12,7 @@ from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     BeginUpload,
+    CheckUpload,
     Commit,
     CreateTenant,
     Credential,
@@ -22,6 +23,7 @@ from octavo_shared.messages.identity import (
     IssueKey,
     KeyIssued,
     ListAdapters,
+    Locate,
     Resolution,
     Resolve,
     Revision,
@@ -31,9 +33,13 @@ from octavo_shared.messages.identity import (
     Rollback,
     TenantCreated,
     UploadBegun,
+    UploadChecked,
 )
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE
+
+UPLOAD_ID = "u" * 16
+"""The one upload that every begin of one gives out."""
 
 
 class FakeIdentity:
@@ -91,13 +97,22 @@ class FakeIdentity:
                     if adapter is None or principal not in principals:
                         raise AdapterNotFound
                 return Resolution(principal, tenant, "t-" + tenant, role, adapter)
+            case Locate(reference=reference):
+                adapter, _ = self._adapters.get(parse_reference(reference).name, (None, set()))
+                if adapter is None or (role is not Role.ADMIN and reference.split("/")[0] != tenant):
+                    raise AdapterNotFound
+                return Resolution(principal, tenant, "t-" + tenant, role, adapter)
             case ListAdapters():
                 names = sorted(name for name, (_, principals) in self._adapters.items() if principal in principals)
                 return AdapterList(tuple(self._info(name) for name in names))
             case History():
                 return HistoryList((HistoryEntry("committed", principal, 1, 1, ""),))
             case BeginUpload():
-                return UploadBegun("u" * 16, 1 << 40)
+                return UploadBegun(UPLOAD_ID, 1 << 40)
+            case CheckUpload(upload_id=upload_id):
+                if upload_id != UPLOAD_ID:
+                    raise InvalidRequest("upload_id", "was not issued to this principal")
+                return UploadChecked(upload_id)
             case CreateTenant(tenant=name):
                 return TenantCreated(name)
             case IssueKey():

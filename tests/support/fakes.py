@@ -154,6 +154,7 @@ class FakeWorker:
         self.state = WorkerState.READY
         self.epoch = 1
         self.num_running = 0
+        self.context_tokens = 0
         self.received: list[Generate] = []
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
         self._exchanges: list[Exchange] = []
@@ -198,6 +199,7 @@ class FakeWorker:
             local=use,
             placed=self.placed,
             is_snapshot=True,
+            context_tokens=self.context_tokens,
         )
         await self.bus.publish(subjects.HEARTBEAT, heartbeat)
 

@@ -36,21 +36,26 @@ def test_buckets_are_bounded() -> None:
 
 def test_in_flight_bound_holds_and_tickets_are_given_back_once() -> None:
     admission = Admission(RateLimit(1000.0, 1000), num_in_flight_max=2)
-    first, _ = admission.enter(ALICE), admission.enter(BOB)
+    first, _ = admission.enter(0.0), admission.enter(0.0)
+    with pytest.raises(Overloaded):
+        admission.enter(0.0)
     with pytest.raises(Overloaded) as shed:
-        admission.enter(ALICE)
+        admission.knock(ALICE)
     assert shed.value.fields["retry_after_s"] >= 1
     first.leave()
     first.leave()
     assert admission.num_in_flight == 1
-    admission.enter(ALICE)
+    admission.knock(ALICE)
+    admission.enter(0.0)
 
 
 def test_closed_admission_refuses_with_503() -> None:
     admission = Admission(RateLimit(1.0, 1), num_in_flight_max=2)
     admission.close()
     with pytest.raises(NoWorker):
-        admission.enter(ALICE)
+        admission.knock(ALICE)
+    with pytest.raises(NoWorker):
+        admission.enter(0.0)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer sk-123", "Basic oct_", "Bearer oct_12_34"])

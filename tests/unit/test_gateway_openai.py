@@ -28,6 +28,8 @@ def completion(**fields: object) -> Ask:
     [
         ({"messages": "hi"}, "messages"),
         ({"messages": []}, "messages"),
+        ({"messages": HI * 4_097}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 4_097}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
@@ -188,3 +190,10 @@ def test_completion_takes_one_prompt_only(prompt: object) -> None:
 def test_kind_follows_from_the_body_where_there_is_no_route() -> None:
     assert parse(b'{"model": "a/b", "prompt": "x"}', None).kind is Kind.COMPLETION
     assert parse(json.dumps({"model": "a/b", "messages": HI}).encode(), None).kind is Kind.CHAT
+
+
+@pytest.mark.parametrize("fields", [{"n": True}, {"frequency_penalty": False}, {"logprobs": 0}, {"store": 0}])
+def test_a_wrong_type_is_not_neutral_for_being_equal_in_python(fields: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedParameter) as refused:
+        chat(**fields)
+    assert refused.value.fields["field"] == next(iter(fields))

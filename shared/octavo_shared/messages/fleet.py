@@ -59,6 +59,8 @@ class Heartbeat(msgspec.Struct, frozen=True):
     local: TierUse
     placed: tuple[Placed, ...] = ()
     is_snapshot: bool = False
+    context_tokens: int = 0
+    """The longest sequence, prompt and answer together, that this worker's memory can hold; 0: not said."""
 
 
 class Demand(msgspec.Struct, frozen=True):

@@ -53,6 +53,12 @@ class Resolution(msgspec.Struct, frozen=True):
     adapter: AdapterHandle | None = None
 
 
+class Locate(_Request, frozen=True, kw_only=True):
+    """Ask where an adapter's bytes are, without the right to use it: for its owner and for administrators."""
+
+    reference: str
+
+
 class CreateTenant(_Write, frozen=True, kw_only=True):
     tenant: str
 
@@ -92,6 +98,18 @@ class UploadBegun(msgspec.Struct, frozen=True):
 
     upload_id: str
     size_bytes_max: int
+
+
+class CheckUpload(_Request, frozen=True, kw_only=True):
+    """Ask whether ``upload_id`` was issued to the caller and is still young enough; asked before bytes are staged."""
+
+    upload_id: str
+
+
+class UploadChecked(msgspec.Struct, frozen=True):
+    """It was. The refusal is ``InvalidRequest``."""
+
+    upload_id: str
 
 
 class Commit(_Write, frozen=True, kw_only=True):
@@ -190,10 +208,12 @@ class HistoryList(msgspec.Struct, frozen=True):
 
 VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "resolve": (Resolve, Resolution),
+    "locate": (Locate, Resolution),
     "create_tenant": (CreateTenant, TenantCreated),
     "issue_key": (IssueKey, KeyIssued),
     "revoke_key": (RevokeKey, KeyIssued),
     "begin_upload": (BeginUpload, UploadBegun),
+    "check_upload": (CheckUpload, UploadChecked),
     "commit": (Commit, AdapterInfo),
     "rollback": (Rollback, AdapterInfo),
     "grant": (Grant, AdapterInfo),
