@@ -4,6 +4,8 @@ from octavo_identity.records import AdapterHead, KeyHead
 from octavo_shared.errors import AdapterNotFound, NotPermitted
 from octavo_shared.messages.identity import Role
 
+_RANK = {Role.USER: 0, Role.OWNER: 1, Role.ADMIN: 2}
+
 
 def may_use(key: KeyHead, head: AdapterHead) -> bool:
     """Owners use what they own, others what they or their whole tenant were granted. Admins get no way in."""
@@ -22,6 +24,16 @@ def check_own(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
     head = check_use(key, head)
     if key.principal != head.owner:
         raise NotPermitted("change this adapter")
+    return head
+
+
+def check_locate(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner and to admins, who need no right to use it. Users get a plain no."""
+    if head is not None and key.role is Role.ADMIN:
+        return head
+    head = check_use(key, head)
+    if key.principal != head.owner:
+        raise NotPermitted("evict this adapter")
     return head
 
 
@@ -44,14 +56,12 @@ def check_admin(key: KeyHead, action: str) -> None:
         raise NotPermitted(action)
 
 
-def check_issue_key(key: KeyHead, tenant: str, role: Role) -> None:
-    """Admins issue any key; a tenant's owners issue keys of their tenant, but never an admin's."""
-    if key.role is Role.ADMIN:
-        return
-    if key.role is not Role.OWNER or key.tenant != tenant or role is Role.ADMIN:
+def check_issue_key(key: KeyHead, principal: str, role: Role) -> None:
+    """Admins issue any key. Others issue keys for themselves only: a key for another principal is that principal."""
+    if key.role is not Role.ADMIN and (key.principal != principal or _RANK[role] > _RANK[key.role]):
         raise NotPermitted("issue this key")
 
 
 def may_revoke_key(key: KeyHead, other: KeyHead) -> bool:
-    """Admins revoke any key, owners those of their tenant."""
-    return key.role is Role.ADMIN or (key.role is Role.OWNER and key.tenant == other.tenant)
+    """Admins revoke any key, others their own ones that may do no more than ``key`` itself."""
+    return key.role is Role.ADMIN or (key.principal == other.principal and _RANK[other.role] <= _RANK[key.role])

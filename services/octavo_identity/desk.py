@@ -21,7 +21,7 @@ class Desk:
         self.heads = heads
         self.ids = ids
         self.projection = projection
-        self.registry = Registry(heads, ids)
+        self.registry = Registry(heads, ids, projection)
 
     async def authenticate(self, credential: Credential) -> KeyHead:
         """Return who asks; raises ``Unauthenticated``."""

@@ -1,6 +1,7 @@
 """Heads in one JetStream stream: leader reads and compare-and-set. The only durable truth."""
 
 import asyncio
+from dataclasses import dataclass
 
 import msgspec
 from nats.errors import Error as NatsError
@@ -13,10 +14,21 @@ from octavo_shared.errors import DependencyUnavailable, RevisionConflict
 from octavo_shared.subjects import REGISTRY_STREAM, REGISTRY_SUBJECTS
 
 _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-_WRONG_LAST_SEQUENCE = 10071
+_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+"""The second one when the other write is still on its way to the replicas."""
+_NO_MESSAGE_FOUND = 10037
 _TIMEOUT_S = 4.0
 
 _decoder = msgspec.msgpack.Decoder(RegistryEvent)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Which stream this is (``created``, and as seconds since 1970) and its last sequence."""
+
+    created: str
+    created_s: float
+    last_sequence: int
 
 
 class HeadStore:
@@ -44,7 +56,10 @@ class HeadStore:
             raise DependencyUnavailable("JetStream") from error
 
     async def read(self, subject: str) -> tuple[RegistryEvent, int] | None:
-        """Return the last event on ``subject`` and its sequence, or None."""
+        """Return the last event on ``subject``, which may hold wildcards, and its sequence, or None.
+
+        Every read raises ``DependencyUnavailable`` rather than to say that something is not there.
+        """
         return await self._get(subject=subject)
 
     async def read_at(self, sequence: int) -> RegistryEvent | None:
@@ -55,11 +70,15 @@ class HeadStore:
     async def read_range(self, first: int, last: int) -> list[tuple[RegistryEvent, int]]:
         """Return the events from sequence ``first`` to ``last``, both included, of all subjects, in order.
 
-        Reads go out together, so the caller bounds the range.
+        Reads go out together, so the caller bounds the range. Nothing is ever deleted from the stream, so a hole is
+        damage, which raises ``DependencyUnavailable``: whoever went on behind it would not know what is missing.
         """
         sequences = range(first, last + 1)
         found = await asyncio.gather(*(self._get(sequence=sequence) for sequence in sequences))
-        return [one for one in found if one is not None]
+        complete = [one for one in found if one is not None]
+        if len(complete) < len(found):
+            raise DependencyUnavailable("a part of the registry stream")
+        return complete
 
     async def _get(
         self, *, sequence: int | None = None, subject: str | None = None
@@ -67,8 +86,11 @@ class HeadStore:
         self._check_connected()
         try:
             message = await self._jetstream.get_msg(REGISTRY_STREAM, seq=sequence, subject=subject)
-        except NotFoundError:
-            return None
+        except NotFoundError as error:
+            # The whole stream may be what is not found.
+            if error.err_code == _NO_MESSAGE_FOUND:
+                return None
+            raise DependencyUnavailable("JetStream") from error
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
         assert message.data is not None
@@ -80,14 +102,16 @@ class HeadStore:
         if not self._bus.is_connected:
             raise DependencyUnavailable("NATS")
 
-    async def state(self) -> tuple[str, int]:
-        """Return which stream this is (when it was created) and its last sequence."""
+    async def state(self) -> StreamState:
+        """Return what the leader says of the stream."""
         self._check_connected()
         try:
             info = await self._jetstream.stream_info(REGISTRY_STREAM)
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
-        return str(info.created), int(info.state.last_seq)
+        if info.created is None:
+            raise DependencyUnavailable("JetStream")
+        return StreamState(str(info.created), info.created.timestamp(), int(info.state.last_seq))
 
     async def append(self, subject: str, event: RegistryEvent) -> int:
         """Append ``event`` if the last one on ``subject`` still is ``event.previous_sequence``.
@@ -104,7 +128,7 @@ class HeadStore:
                 stream=REGISTRY_STREAM,
             )
         except APIError as error:
-            if error.err_code == _WRONG_LAST_SEQUENCE:
+            if error.err_code in _WRONG_LAST_SEQUENCE:
                 raise RevisionConflict from error
             raise DependencyUnavailable("JetStream") from error
         except (NatsError, OSError) as error:

@@ -4,36 +4,56 @@ import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
+from octavo_shared.config import ConfigError
 from octavo_shared.references import AdapterId, TenantId
 
 _SHARD = "s0"
+_SECRET = re.compile(r"[0-9a-f]{64}\Z")
+_TAG_LENGTH = 16
 
 
 def load_secret(folder: Path) -> bytes:
-    """Return the deployment secret, made on the first start; every identity replica must have the same one."""
+    """Return the deployment secret of 32 bytes, made on the first start; every identity replica must have the same one.
+
+    Raises ``ConfigError`` when the file holds anything else: ids made from half a secret would be other ids.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "secret"
     if not path.exists():
         write_private(path, secrets.token_hex(32))
-    return bytes.fromhex(path.read_text().strip())
+    text = path.read_text(errors="replace").strip()
+    if _SECRET.match(text) is None:
+        raise ConfigError(f"{path} does not hold a deployment secret of 64 hexadecimal digits; restore it")
+    return bytes.fromhex(text)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, in one visible step; one that is there already stays as it is."""
+    """Write a file that only its owner can read, in one visible step; one that is there already stays as it is.
+
+    It is on the disk before anything is derived from it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         # Unlike a rename, a link never replaces the file of another replica that was a moment faster.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(temporary)
     finally:
         temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class Ids:
@@ -59,14 +79,34 @@ class Ids:
         del tenant_id
         return _SHARD
 
-    def upload(self, principal: str, adapter: str, at_ms: int) -> str:
-        """Return a fresh upload id that only ``principal`` can commit, to ``adapter``; nothing is stored for it."""
-        nonce = f"{at_ms:012x}{secrets.token_hex(16)}"
-        return nonce + self._mac("upload", nonce, principal, adapter)[:16]
+    def deployment(self) -> bytes:
+        """Return what tells secrets apart without telling any."""
+        return hmac.new(self._secret, b"octavo deployment", hashlib.sha256).digest()
 
-    def upload_age_ms(self, upload_id: str, principal: str, adapter: str, at_ms: int) -> int | None:
-        """Return how long ago ``upload`` gave this id to ``principal`` for ``adapter``, or None if it never did."""
-        nonce, tag = upload_id[:-16], upload_id[-16:]
-        if not hmac.compare_digest(tag.encode(), self._mac("upload", nonce, principal, adapter)[:16].encode()):
+    def upload(self, principal: str, adapter: str, at_ms: int) -> str:
+        """Return a fresh upload id that only ``principal`` can stage, and commit to ``adapter``; it is not stored.
+
+        It is time, nonce and two tags: over principal and adapter, then over all that and the principal alone, because
+        whoever stages bytes does not name the adapter.
+        """
+        nonce = f"{at_ms:012x}{secrets.token_hex(16)}"
+        named = nonce + self._tag(nonce, principal, adapter)
+        return named + self._tag(named, principal)
+
+    def upload_age_ms(self, upload_id: str, principal: str, adapter: str | None, at_ms: int) -> int | None:
+        """Return how long ago ``upload`` gave this id to ``principal`` for ``adapter``, or None if it never did.
+
+        Without ``adapter`` it may have been for any.
+        """
+        named = upload_id[:-_TAG_LENGTH]
+        right = named + self._tag(named, principal)
+        if adapter is not None:
+            nonce = named[:-_TAG_LENGTH]
+            named = nonce + self._tag(nonce, principal, adapter)
+            right = named + self._tag(named, principal)
+        if not hmac.compare_digest(upload_id.encode(), right.encode()):
             return None
-        return at_ms - int(nonce[:12], 16)
+        return at_ms - int(upload_id[:12], 16)
+
+    def _tag(self, *parts: str) -> str:
+        return self._mac("upload", *parts)[:_TAG_LENGTH]

@@ -1,104 +1,127 @@
-"""A rebuildable SQLite view of the registry for listing and sweeping; never asked for an access decision."""
+"""A rebuildable view of the registry for listing, sweeping and finding; never trusted with an access decision."""
 
 import asyncio
 import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-import msgspec
-
-from octavo_identity.heads import HeadStore
-from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent
+from octavo_identity.catalogue import Catalogue, Hint, Position
+from octavo_identity.heads import HeadStore, StreamState
+from octavo_identity.records import AdapterHead, KeyHead
+from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
 _POLL_S = 0.25
 _CATCH_UP_S = 1.0
+_REPAIR_S = 1.0
 _BATCH_EVENTS = 128
 _REPORT_EVERY = 100 * _BATCH_EVENTS
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS adapters (name TEXT PRIMARY KEY, owner TEXT NOT NULL, head BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
-CREATE TABLE IF NOT EXISTS packs (object_key TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS stream (id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL);
-"""
+_VIEW = "the view of the registry"
+
+T = TypeVar("T")
 
 
 class Projection:
-    """Follows the stream event by event; ``sequence`` is the last one applied."""
+    """Follows the stream event by event; ``sequence`` is the last one applied.
+
+    ``is_caught_up`` says that all of the stream has been in it once: before, it lacks what it has not come to yet.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        # It can be rebuilt, so a crash may lose its tail.
-        self._database.execute("PRAGMA synchronous=OFF")
-        self._database.executescript(_SCHEMA)
-        row = self._database.execute("SELECT created, sequence FROM stream").fetchone()
-        self._created: str | None = row[0] if row else None
-        self.sequence: int = row[1] if row else 0
+        self._catalogue = Catalogue(path)
+        self._position = self._catalogue.position()
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="projection-write")
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
         self.is_caught_up = False
+        self._is_damaged = False
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
 
+    @property
+    def sequence(self) -> int:
+        return self._position.sequence
+
+    @property
+    def begun_s(self) -> float:
+        """When it last began again because the stream was another one or had become shorter; seconds since 1970."""
+        return self._position.begun_ms / 1000
+
     async def follow(self, heads: HeadStore) -> None:
-        """Apply events for ever; an absent JetStream is waited for."""
+        """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
         while True:
+            is_behind = False
             try:
+                if self._is_damaged:
+                    await self._empty(Position(begun_ms=self._position.begun_ms))
+                    self._is_damaged = False
                 is_behind = await self._catch_up(heads)
-            except DependencyUnavailable:
-                is_behind = False
-            if not is_behind:
+            except DependencyUnavailable as error:
+                log.debug("projection_waits", detail=error.message)
+            except (sqlite3.DatabaseError, OSError) as error:
+                log.warning("projection_damaged", detail=str(error))
+                self.is_caught_up, self._is_damaged = False, True
+                await asyncio.sleep(_REPAIR_S)
+            if not is_behind and not self._is_damaged:
                 await self._wait()
 
     async def _catch_up(self, heads: HeadStore) -> bool:
         """Apply a batch of new events; tells whether there are more."""
-        created, last = await heads.state()
-        if created != self._created:
-            self._begin_again(created)
+        state = await heads.state()
+        if state.created != self._position.created:
+            await self._begin_again(state, "it was made from another stream")
+        elif state.last_sequence < self.sequence:
+            await self._begin_again(state, "the stream has lost events that were in it")
+        last, first = state.last_sequence, self.sequence + 1
         until = min(last, self.sequence + _BATCH_EVENTS)
-        for event, sequence in await heads.read_range(self.sequence + 1, until):
-            self.apply(event, sequence)
-        if until > self.sequence or self._database.in_transaction:
-            self.sequence = until
-            self._database.execute("INSERT OR REPLACE INTO stream VALUES (0, ?, ?)", (created, until))
-            self._database.commit()
-            async with self._advanced:
-                self._advanced.notify_all()
+        if until >= first:
+            events = await heads.read_range(first, until)
+            position = Position(state.created, until, self._position.begun_ms)
+            await self._write(lambda: self._catalogue.apply(events, position))
+            self._position = position
         if until < last and until % _REPORT_EVERY < _BATCH_EVENTS:
             log.info("projection_advanced", sequence=until, last=last)
         self.is_caught_up = self.is_caught_up or until == last
+        async with self._advanced:
+            self._advanced.notify_all()
         return until < last
 
-    def _begin_again(self, created: str) -> None:
-        if self._created is not None:
-            log.warning("projection_rebuilt", reason="it was made from another stream")
-        for table in ("adapters", "users", "packs", "stream"):
-            self._database.execute(f"DELETE FROM {table}")
-        self._created, self.sequence, self._wanted, self.is_caught_up = created, 0, 0, False
+    async def _begin_again(self, state: StreamState, reason: str) -> None:
+        begun_ms = self._position.begun_ms
+        if self._position.created is not None:
+            log.warning("projection_rebuilt", reason=reason)
+            begun_ms = wall_ms()
+        self._wanted = 0
+        await self._empty(Position(state.created, 0, begun_ms))
+
+    async def _empty(self, position: Position) -> None:
+        self.is_caught_up = False
+        await self._write(lambda: self._catalogue.begin_again(position))
+        self._position = position
+
+    async def _write(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writing, work)
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, work)
+        except sqlite3.DatabaseError as error:
+            log.warning("projection_damaged", detail=str(error))
+            self.is_caught_up, self._is_damaged = False, True
+            self._nudge.set()
+            raise DependencyUnavailable(_VIEW) from error
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._nudge.wait(), _POLL_S)
+            async with asyncio.timeout(_POLL_S):
+                await self._nudge.wait()
         except TimeoutError:
             return
         self._nudge.clear()
-
-    def apply(self, event: RegistryEvent, sequence: int) -> None:
-        """Take over one event."""
-        if isinstance(event.head, AdapterHead):
-            head = event.head
-            self._database.execute(
-                "INSERT OR REPLACE INTO adapters VALUES (?, ?, ?)",
-                (head.name, head.owner, msgspec.msgpack.encode(head)),
-            )
-            self._database.execute("DELETE FROM users WHERE name = ?", (head.name,))
-            self._database.executemany(
-                "INSERT OR IGNORE INTO users VALUES (?, ?)", [(who, head.name) for who in (head.owner, *head.grants)]
-            )
-        if event.revision is not None:
-            self._database.execute("INSERT OR IGNORE INTO packs VALUES (?)", (event.revision.object_key,))
-        self.sequence = sequence
 
     def expect(self, sequence: int) -> None:
         """Note that this process wrote ``sequence``, so that its next reader waits for it."""
@@ -106,27 +129,34 @@ class Projection:
         self._nudge.set()
 
     async def read_own_writes(self) -> None:
-        """Wait until what this process wrote is applied, one second at most."""
+        """Wait until the view is whole and what this process wrote is in it, one second at most.
+
+        Raises ``DependencyUnavailable``: a listing that lacks something is not to be told from one that is whole.
+        """
         try:
             async with asyncio.timeout(_CATCH_UP_S), self._advanced:
-                await self._advanced.wait_for(lambda: self.sequence >= self._wanted)
+                await self._advanced.wait_for(lambda: self.is_caught_up and self.sequence >= self._wanted)
         except TimeoutError:
             log.warning("projection_behind", sequence=self.sequence, wanted=self._wanted)
+            raise DependencyUnavailable(_VIEW) from None
 
-    def usable_by(self, key: KeyHead, after: str, num_max: int) -> list[AdapterHead]:
-        """Return heads of adapters that ``key`` owns or was granted, by name, after ``after``."""
-        rows = self._database.execute(
-            "SELECT DISTINCT a.name, a.head FROM users u JOIN adapters a ON a.name = u.name"
-            " WHERE u.principal IN (?, ?) AND u.name > ? ORDER BY a.name LIMIT ?",
-            (key.principal, f"*@{key.tenant}", after, num_max),
-        )
-        return [msgspec.msgpack.decode(blob, type=AdapterHead) for _, blob in rows]
+    async def usable_by(self, key: KeyHead, after: str, num_max: int) -> list[AdapterHead]:
+        """Return heads of adapters that ``key`` owns or was granted when they were seen, by name, after ``after``."""
+        return await self._read(lambda: self._catalogue.usable_by(key.principal, key.tenant, after, num_max))
 
-    def names_pack(self, object_key: str) -> bool:
-        """Tell whether a committed revision names this object."""
-        row = self._database.execute("SELECT 1 FROM packs WHERE object_key = ?", (object_key,)).fetchone()
-        return row is not None
+    async def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
+        """Return where a revision should be found in the stream; whoever uses it looks there."""
+        try:
+            return await self._read(lambda: self._catalogue.find_revision(adapter_id, number, digest))
+        except DependencyUnavailable:
+            return Hint(None, 0)
+
+    async def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
+        """Return those of ``object_keys`` that are packs which no revision seen so far names."""
+        return await self._read(lambda: self._catalogue.unnamed_packs(object_keys))
 
     def close(self) -> None:
-        self._database.rollback()
-        self._database.close()
+        """Wait for what runs on the threads, a few milliseconds of work, and close the file."""
+        for threads in (self._writing, self._reading):
+            threads.shutdown(cancel_futures=True)
+        self._catalogue.close()

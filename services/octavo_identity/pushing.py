@@ -1,10 +1,12 @@
 """Verbs of a push: begin an upload, commit it as the adapter's next revision."""
 
+import secrets
+
 import msgspec
 
 from octavo_identity import access
 from octavo_identity.desk import Desk, adapter_reference, info
-from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
+from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, with_revision, write_mark
 from octavo_identity.staging import Built, Staging
 from octavo_shared.clock import wall_ms
@@ -34,6 +36,12 @@ class Pushing:
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         return messages.UploadBegun(upload_id, self._upload_bytes_max)
 
+    async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
+        """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
+        key = await self._desk.authenticate(request.credential)
+        self._check_upload(request.upload_id, key, None)
+        return messages.UploadChecked(request.upload_id)
+
     async def commit(self, request: messages.Commit) -> AdapterInfo:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
@@ -43,20 +51,22 @@ class Pushing:
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         head = await self._checked_head(key, reference)
-        self._check_upload(request, key, reference)
+        self._check_upload(request.upload_id, key, reference)
         if len(request.note) > _NOTE_LENGTH_MAX:
             raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and mark in head.writes:
             return info(await self._desk.registry.head_of_write(reference, mark), key)
         built = await self._staging.build(request)
+        # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
+        nonce = secrets.token_hex(8)
         for _ in range(_COMMIT_ATTEMPTS_MAX):
             number = (head.num_revisions if head else 0) + 1
             adapter_id = self._desk.ids.adapter(reference.tenant, reference.adapter)
-            object_key = f"packs/{adapter_id}/{number}.{request.upload_id}"
-            await self._staging.store_pack(object_key, built.pack)
+            place = object_key(adapter_id, number, request.upload_id, nonce)
+            await self._staging.store_pack(place, built.pack)
             try:
-                head = await self._add(request, key, reference, built, number, object_key)
+                head = await self._add(request, key, reference, built, number, place)
             except _Overtaken as overtaken:
                 head = overtaken.head
                 continue
@@ -65,7 +75,7 @@ class Pushing:
         raise RevisionConflict
 
     async def _add(
-        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, number: int, object_key: str
+        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, number: int, place: str
     ) -> AdapterHead:
         header = built.header
         revision = messages.Revision(
@@ -73,14 +83,14 @@ class Pushing:
             header.dtype, key.principal, wall_ms(), None, request.note,
         )  # fmt: skip
 
-        def add(now: AdapterHead | None) -> Change:
+        async def add(now: AdapterHead | None) -> Change:
             access.check_push(key, reference.tenant, now)
             if (now.num_revisions if now else 0) + 1 != number:
                 raise _Overtaken(now)
             parent = _served(now)
             stored = StoredRevision(
                 msgspec.structs.replace(revision, parent=parent.revision.digest if parent else None),
-                object_key,
+                place,
                 parent.revision.number if parent else None,
             )
             new = with_revision(now or self._new_head(reference, key), stored)
@@ -95,10 +105,12 @@ class Pushing:
             raise AdapterNotFound
         return head
 
-    def _check_upload(self, request: messages.Commit, key: KeyHead, reference: Reference) -> None:
-        age_ms = self._desk.ids.upload_age_ms(request.upload_id, key.principal, reference.name, wall_ms())
+    def _check_upload(self, upload_id: str, key: KeyHead, reference: Reference | None) -> None:
+        adapter = reference.name if reference else None
+        age_ms = self._desk.ids.upload_age_ms(upload_id, key.principal, adapter, wall_ms())
         if age_ms is None:
-            raise InvalidRequest("upload_id", "was not issued to this principal for this adapter")
+            whom = "this principal for this adapter" if adapter else "this principal"
+            raise InvalidRequest("upload_id", f"was not issued to {whom}")
         if age_ms > UPLOAD_AGE_MS_MAX:
             raise InvalidRequest("upload_id", "is too old: an upload is committed within 45 minutes")
 

@@ -3,6 +3,8 @@
 Every event carries the new head of its subject, so the last message is the head and all messages are the ledger.
 """
 
+import re
+
 import msgspec
 
 from octavo_shared.messages.identity import Revision, Role
@@ -10,6 +12,14 @@ from octavo_shared.references import AdapterId, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
 WRITES_IN_HEAD_MAX = 32
+
+_OBJECT_KEY = re.compile(r"packs/([0-9a-f]{32})/([1-9][0-9]{0,8})\.[0-9a-f.]+\Z")
+
+
+class DeploymentHead(msgspec.Struct, frozen=True, tag="deployment"):
+    """The first record of the stream: ``secret_mark`` is an HMAC of a constant under the deployment secret."""
+
+    secret_mark: bytes
 
 
 class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
@@ -52,7 +62,7 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     writes: tuple[str, ...] = ()
 
 
-Head = TenantHead | KeyHead | AdapterHead
+Head = DeploymentHead | TenantHead | KeyHead | AdapterHead
 
 
 class RegistryEvent(msgspec.Struct, frozen=True):
@@ -72,3 +82,14 @@ class RegistryEvent(msgspec.Struct, frozen=True):
     statement: bytes = b""
     signature: bytes = b""
     sealed: bytes = b""
+
+
+def object_key(adapter_id: AdapterId, number: int, upload_id: str, nonce: str) -> str:
+    """Return where a pack is stored that may become revision ``number``; ``nonce`` is fresh for each commit."""
+    return f"packs/{adapter_id}/{number}.{upload_id}.{nonce}"
+
+
+def parse_object_key(text: str) -> tuple[AdapterId, int] | None:
+    """Return adapter and revision number of a pack's object key, or None when it is none of ours."""
+    found = _OBJECT_KEY.match(text)
+    return (AdapterId(found[1]), int(found[2])) if found else None

@@ -1,13 +1,12 @@
 """The identity process: verbs on NATS, the projection and the sweeper beside them."""
 
 import asyncio
-import contextlib
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
@@ -21,11 +20,11 @@ from octavo_identity.tenancy import Tenancy
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.bus import Bus, Handler
-from octavo_shared.config import ConfigError
 from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
 from octavo_shared.messages.identity import VERBS
 from octavo_shared.objects import ObjectStore
 from octavo_shared.service import probes, run_service
+from octavo_shared.tasks import end
 from octavo_shared.telemetry import log, tracer
 
 _BUDGET_MS = 4_500
@@ -35,12 +34,13 @@ _START_ATTEMPTS_MAX = 240
 
 
 async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
-    """Run until ``stop`` is set."""
+    """Run until ``stop`` is set; raises ``ConfigError`` when the deployment secret is damaged or another stream's."""
+    ids = Ids(load_secret(settings.identity_dir))
     store = ObjectStore(settings)
+    staging = Staging(store)
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity") as bus:
-            ids = Ids(load_secret(settings.identity_dir))
             projection = Projection(settings.identity_dir / "projection.sqlite")
             following = projection
 
@@ -50,11 +50,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
             async with probes(settings, is_ready):
                 heads = HeadStore(bus, settings.num_replicas)
                 await _retry(heads.ensure_stream)
+                await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 desk = Desk(heads, ids, projection)
-                pushing = Pushing(desk, Staging(store), settings.upload_bytes_max)
+                pushing = Pushing(desk, staging, settings.upload_bytes_max)
                 handlers = _handlers(Verbs(desk), pushing, Tenancy(desk))
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -68,16 +69,19 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     finally:
         if projection is not None:
             projection.close()
+        staging.close()
         store.close()
 
 
 def _handlers(verbs: Verbs, pushing: Pushing, tenancy: Tenancy) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
+        "locate": verbs.locate,
         "create_tenant": tenancy.create_tenant,
         "issue_key": tenancy.issue_key,
         "revoke_key": tenancy.revoke_key,
         "begin_upload": pushing.begin_upload,
+        "check_upload": pushing.check_upload,
         "commit": pushing.commit,
         "rollback": verbs.rollback,
         "grant": verbs.grant,
@@ -121,17 +125,15 @@ async def _wait(stop: asyncio.Event, side_tasks: list[asyncio.Task[None]]) -> No
     """Wait for ``stop``; a side task that ends before it is a failure of the service."""
     waiting = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait([waiting, *side_tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in (waiting, *side_tasks):
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await end(waiting, *side_tasks)
+    for task in side_tasks:
+        if not task.cancelled():
+            task.result()
 
 
 def main() -> None:
-    try:
-        run_service("identity", IdentitySettings, serve)
-    except ConfigError as error:
-        sys.exit(f"identity: {error}")
+    """Console script ``octavo-identity``."""
+    run_service("identity", IdentitySettings, serve)
 
 
 if __name__ == "__main__":

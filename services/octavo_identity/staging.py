@@ -1,10 +1,14 @@
 """From staged files to a stored pack."""
 
 import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from octavo_identity.validator import check_base, validate
 from octavo_shared.errors import BaseMismatch, DependencyUnavailable, InvalidRequest
+from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.identity import Commit
 from octavo_shared.objects import ObjectMissing, ObjectStore
@@ -26,13 +30,23 @@ class Built:
     digest: Digest
 
 
+Build = Callable[[bytes, bytes, BaseManifest, str | None], Built]
+"""(configuration, weights, base, dtype) → the pack, on a thread."""
+
+
 class Staging:
     """Reads uploads, validates them and stores packs. Building is bounded: a build holds an adapter in memory."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, build_with: Build | None = None) -> None:
         self._store = store
+        self._build_with = build_with or build
         self._slots = asyncio.Semaphore(_BUILDS_MAX)
+        self._threads = ThreadPoolExecutor(_BUILDS_MAX, thread_name_prefix="build")
         self._bases: dict[Fingerprint, BaseManifest] = {}
+
+    def close(self) -> None:
+        """Begin no more builds; the process still waits for those that run."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def build(self, commit: Commit) -> Built:
         """Return the pack of what was staged for ``commit``; nothing is stored yet.
@@ -43,16 +57,30 @@ class Staging:
         if commit.dtype not in (None, "bf16"):
             raise InvalidRequest("dtype", "must be 'bf16' or left out")
         base = await self._base(commit.served_base)
-        async with self._slots:
-            folder = f"staging/{commit.upload_id}"
-            try:
-                config = await self._store.read(f"{folder}/{CONFIG_FILE}")
-                weights = await self._store.read(f"{folder}/{WEIGHTS_FILE}")
-            except ObjectMissing as missing:
-                raise InvalidRequest(
-                    "upload_id", f"names an upload without both {CONFIG_FILE} and {WEIGHTS_FILE}"
-                ) from missing
-            return await asyncio.to_thread(_build, config, weights, base, commit.dtype)
+        await self._slots.acquire()
+        try:
+            config, weights = await self._read(commit.upload_id)
+            building = self._threads.submit(self._build_with, config, weights, base, commit.dtype)
+        except BaseException:
+            self._slots.release()
+            raise
+        loop = asyncio.get_running_loop()
+
+        def free(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._slots.release)
+
+        # A caller that gives up does not end the thread, so its slot stays taken until the thread itself ends.
+        building.add_done_callback(free)
+        return await asyncio.wrap_future(building)
+
+    async def _read(self, upload_id: str) -> tuple[bytes, bytes]:
+        folder = f"staging/{upload_id}"
+        try:
+            return await self._store.read(f"{folder}/{CONFIG_FILE}"), await self._store.read(f"{folder}/{WEIGHTS_FILE}")
+        except ObjectMissing as missing:
+            problem = f"names an upload without both {CONFIG_FILE} and {WEIGHTS_FILE}"
+            raise InvalidRequest("upload_id", problem) from missing
 
     async def _base(self, fingerprint: Fingerprint) -> BaseManifest:
         if fingerprint not in self._bases:
@@ -75,8 +103,10 @@ class Staging:
             log.warning("staging_not_discarded")
 
 
-def _build(config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
-    valid = validate(config, weights, base)
-    pack = build_pack(valid.config, valid.tensors, base.fingerprint, dtype)
+def build(config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
+    """Return the pack of an upload; raises ``AdapterRefused``. One matcher bounds all that its patterns may take."""
+    matcher = Matcher()
+    valid = validate(config, weights, base, matcher)
+    pack = build_pack(valid.config, valid.tensors, base.fingerprint, dtype, matcher)
     # Read back as a worker will: what cannot be read is never committed.
     return Built(pack, read_header(pack), digest_of(pack))

@@ -38,10 +38,13 @@ class Tenancy:
         return messages.TenantCreated(tenant)
 
     async def issue_key(self, request: messages.IssueKey) -> messages.KeyIssued:
-        """Record a key that the gateway made; the same key again changes nothing."""
+        """Record a key that the gateway made; the same key again changes nothing.
+
+        Raises ``NotPermitted`` when one who is no admin asks for another's key or for a higher role.
+        """
         key = await self._desk.authenticate(request.credential)
-        access.check_issue_key(key, request.tenant, request.role)
         principal = f"{check_name(request.user, 'user')}@{check_name(request.tenant, 'tenant')}"
+        access.check_issue_key(key, principal, request.role)
         if not await self._desk.has_tenant(request.tenant):
             raise InvalidRequest("tenant", "does not exist")
         if not is_key_id(request.key_id) or len(request.secret_sha256) != _SECRET_HASH_BYTES:

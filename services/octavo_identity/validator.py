@@ -3,7 +3,6 @@
 Nothing of an upload is used before it went through here. The first word of a refusal is its stable rule.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import msgspec
 import numpy as np
 
 from octavo_shared.errors import AdapterRefused, BaseMismatch
-from octavo_shared.lora_config import RANK_MAX, LoraConfig, parse_lora_config
+from octavo_shared.lora_config import RANK_MAX, LoraConfig, Matcher, parse_lora_config
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.pack import PEFT_PREFIX
 from octavo_shared.references import Fingerprint
@@ -21,8 +20,6 @@ from octavo_shared.safetensors_form import RawTensor, read_tensors
 ALPHA_MAX = 65_536.0
 CONFIG_BYTES_MAX = 1024 * 1024
 TASK_TYPES = (None, "CAUSAL_LM")
-_MATCHING_S_MAX = 20.0
-"""For all modules together: each pattern has a time-out of its own, but a base has many modules."""
 
 IGNORED = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
@@ -43,13 +40,31 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "loftq_config": (None, {}),
     "use_qalora": (False,),
     "ensure_weight_tying": (False,),
+    # PEFT makes a default configuration of an empty one, which switches these on.
+    "megatron_config": (None,),
+    "eva_config": (None,),
+    "corda_config": (None,),
+    "lora_ga_config": (None,),
+    "velora_config": (None,),
+    "kasa_config": (None,),
+    "arrow_config": (None,),
+    "use_bdlora": (None,),
+    "monteclora_config": (None,),
+    "alora_invocation_tokens": (None,),
 }
-"""Refused unless they have one of these values; every field that is in no table must be None."""
+"""Refused unless they have one of these values. A field that is in no table is one of another PEFT: it must be switched
+off (null, false or empty), as it is in every adapter that makes no use of it."""
 
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
-"""Ways to begin that leave the base as it is. PiSSA, OLoRA, CorDA and LoftQ rewrite it, so their adapters fit no
-frozen base unless they were converted (which PEFT then records as ``true``). EVA leaves it as it is, but comes with a
-configuration of its own that nothing here has been held against yet."""
+"""Ways to begin that leave the base as it is and the adapter plain LoRA."""
+_REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that rewrite the base, so their adapters fit no frozen one unless they were converted (which PEFT then
+records as ``true``)."""
+_UNPROVEN = ("eva", "mica")
+"""These leave the base as it is, but come with a configuration or a kind of layer of their own that nothing here has
+been held against yet."""
+_EMBEDDINGS = frozenset({"embed_tokens", "lm_head"})
+"""PEFT's own list of names (``EMBEDDING_LAYER_NAMES``), whose weights it saves beside the adapter's."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +79,18 @@ def check_base(declared: Fingerprint | None, served: Fingerprint) -> None:
         raise BaseMismatch(adapter_base=declared, served_base=served)
 
 
-def validate(config_json: bytes, weights: bytes, base: BaseManifest) -> ValidAdapter:
-    """Return the adapter, or raise ``AdapterRefused`` naming the rule that it breaks."""
-    config = _validate_config(config_json)
+def validate(config_json: bytes, weights: bytes, base: BaseManifest, matcher: Matcher | None = None) -> ValidAdapter:
+    """Return the adapter, or raise ``AdapterRefused`` naming the rule that it breaks.
+
+    ``matcher`` bounds what the patterns of the adapter may take, here and wherever else they are matched.
+    """
+    matcher = matcher or Matcher()
+    config = _validate_config(config_json, matcher)
     _, tensors, _ = read_tensors(weights)
-    pairs = _pair(tensors)
-    ranks = _ranks_by_target(config, base)
+    pairs = _pair(tensors, base)
+    ranks = {name: config.rank_of(name, matcher) for name in base.modules if config.targets(name, matcher)}
+    if not ranks:
+        raise AdapterRefused("no_match", "target_modules matches no linear module of the base")
     for module, (a, b) in pairs.items():
         _check_module(module, a, b, ranks, base)
     missing = [name for name in ranks if name not in pairs]
@@ -78,21 +99,7 @@ def validate(config_json: bytes, weights: bytes, base: BaseManifest) -> ValidAda
     return ValidAdapter(config, tensors)
 
 
-def _ranks_by_target(config: LoraConfig, base: BaseManifest) -> dict[str, int]:
-    """Return module name → rank for the modules of ``base`` that the configuration targets."""
-    deadline_s = time.monotonic() + _MATCHING_S_MAX
-    ranks = {}
-    for name in base.modules:
-        if config.targets(name):
-            ranks[name] = config.rank_of(name)
-        if time.monotonic() > deadline_s:
-            raise AdapterRefused("pattern", "the patterns of this adapter take too long to match")
-    if not ranks:
-        raise AdapterRefused("no_match", "target_modules matches no linear module of the base")
-    return ranks
-
-
-def _validate_config(config_json: bytes) -> LoraConfig:
+def _validate_config(config_json: bytes, matcher: Matcher) -> LoraConfig:
     if len(config_json) > CONFIG_BYTES_MAX:
         raise AdapterRefused("config", f"adapter_config.json exceeds {CONFIG_BYTES_MAX} bytes")
     try:
@@ -103,17 +110,14 @@ def _validate_config(config_json: bytes) -> LoraConfig:
         raise AdapterRefused("peft_type", "only LoRA adapters (peft_type LORA) are served")
     if given.get("bias", "none") != "none":
         raise AdapterRefused("bias", "trained biases are not served")
-    if given.get("init_lora_weights", True) not in INITIALISATIONS:
-        raise AdapterRefused(
-            "init_lora_weights", "this initialisation rewrote the base's weights; convert the adapter to plain LoRA"
-        )
+    _check_initialisation(given.get("init_lora_weights", True))
     for field, value in given.items():
         if field in SERVED or field in IGNORED:
             continue
-        if value not in NEUTRAL.get(field, (None,)):
+        if value not in NEUTRAL[field] if field in NEUTRAL else not _is_off(value):
             rule = "dora" if field == "use_dora" else field[:64]
             raise AdapterRefused(rule, "an adapter with this setting is not served")
-    config = parse_lora_config(given)
+    config = parse_lora_config(given, matcher)
     if config.task_type not in TASK_TYPES:
         raise AdapterRefused("task_type", "only causal language models are served")
     ranks = (config.r, *config.rank_pattern.values())
@@ -125,22 +129,42 @@ def _validate_config(config_json: bytes) -> LoraConfig:
     return config
 
 
-def _pair(tensors: Mapping[str, RawTensor]) -> dict[str, tuple[RawTensor, RawTensor]]:
+def _check_initialisation(begun_by: Any) -> None:
+    if begun_by in INITIALISATIONS:
+        return
+    name = begun_by.lower()[:64] if isinstance(begun_by, str) else type(begun_by).__name__
+    if name.startswith(_REWRITING):
+        problem = "this initialisation rewrote the base's weights; convert the adapter to plain LoRA"
+    elif name in _UNPROVEN:
+        problem = f"adapters that {name!r} initialised are not served yet"
+    else:
+        problem = f"{name!r} is no initialisation that is known to leave the base as it is"
+    raise AdapterRefused("init_lora_weights", problem)
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ([], {})
+
+
+def _pair(tensors: Mapping[str, RawTensor], base: BaseManifest) -> dict[str, tuple[RawTensor, RawTensor]]:
     """Return (A, B) by module name."""
     found: dict[str, dict[str, RawTensor]] = {}
     for name, tensor in tensors.items():
-        for side in ("lora_A", "lora_B"):
-            suffix = f".{side}.weight"
-            if name.startswith(PEFT_PREFIX) and name.endswith(suffix):
-                found.setdefault(name[len(PEFT_PREFIX) : -len(suffix)], {})[side] = tensor
-                break
-        else:
-            rule = "embedding" if "embedding" in name else "tensor_name"
-            raise AdapterRefused(rule, f"tensor {name!r} is none of a plain LoRA adapter")
+        module, _, side = name.removeprefix(PEFT_PREFIX).removesuffix(".weight").rpartition(".")
+        is_plain = side in ("lora_A", "lora_B") and name == f"{PEFT_PREFIX}{module}.{side}.weight"
+        if module not in base.modules and _is_of_an_embedding(name):
+            raise AdapterRefused("embedding", f"tensor {name!r} belongs to an embedding; trained ones are not served")
+        if not is_plain:
+            raise AdapterRefused("tensor_name", f"tensor {name!r} is none of a plain LoRA adapter")
+        found.setdefault(module, {})[side] = tensor
     for module, sides in found.items():
         if len(sides) != 2:
             raise AdapterRefused("partner", f"module {module!r} has only one of lora_A and lora_B")
     return {module: (sides["lora_A"], sides["lora_B"]) for module, sides in found.items()}
+
+
+def _is_of_an_embedding(name: str) -> bool:
+    return "embedding" in name or ".base_layer." in name or not _EMBEDDINGS.isdisjoint(name.split("."))
 
 
 def _check_module(module: str, a: RawTensor, b: RawTensor, ranks: Mapping[str, int], base: BaseManifest) -> None:

@@ -17,6 +17,7 @@ from nats.js import JetStreamContext
 from opentelemetry import context as otel_context
 
 from octavo_shared.errors import DependencyUnavailable, InternalError, OctavoError, Refusal, from_refusal
+from octavo_shared.tasks import cancellable
 from octavo_shared.telemetry import extract_context, inject_context, log
 
 _ERROR_HEADER = "octavo-error"
@@ -133,7 +134,8 @@ class Bus:
             # The client would buffer it and deliver it late, when nobody waits any more.
             raise DependencyUnavailable("NATS")
         try:
-            await self.client.publish(subject, encode(message), reply=reply, headers=inject_context({}))
+            with cancellable():
+                await self.client.publish(subject, encode(message), reply=reply, headers=inject_context({}))
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("NATS") from error
 
@@ -147,7 +149,10 @@ class Bus:
         if not self.is_connected:
             raise DependencyUnavailable("NATS")
         try:
-            answer = await self.client.request(subject, encode(message), timeout=timeout_s, headers=inject_context({}))
+            with cancellable():
+                answer = await self.client.request(
+                    subject, encode(message), timeout=timeout_s, headers=inject_context({})
+                )
         except (TimeoutError, NatsTimeout, NoRespondersError, ConnectionClosedError) as error:
             raise DependencyUnavailable(who) from error
         except (NatsError, OSError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo_shared.errors import AdapterRefused
-from octavo_shared.lora_config import RANK_MAX, LoraConfig
+from octavo_shared.lora_config import RANK_MAX, LoraConfig, Matcher
 from octavo_shared.references import Digest, Fingerprint
 from octavo_shared.safetensors_form import RawTensor, read_tensors, write_tensors
 
@@ -62,21 +62,30 @@ class PackHeader(msgspec.Struct, frozen=True):
         return dtypes.pop() if len(dtypes) == 1 else "mixed"
 
 
-def build_pack(config: LoraConfig, tensors: Mapping[str, RawTensor], base: Fingerprint, dtype: str | None) -> bytes:
+def build_pack(
+    config: LoraConfig,
+    tensors: Mapping[str, RawTensor],
+    base: Fingerprint,
+    dtype: str | None,
+    matcher: Matcher | None = None,
+) -> bytes:
     """Return the pack of validated PEFT ``tensors`` (``<prefix><module>.lora_A.weight`` and ``…lora_B…``).
 
-    ``dtype`` ``bf16`` rounds to the small form (nearest, ties to even); None keeps what was saved.
+    ``dtype`` ``bf16`` rounds to the small form (nearest, ties to even); None keeps what was saved. ``matcher`` is the
+    one that validated the patterns, so that its time also covers what is matched here. Raises ``AdapterRefused`` when
+    that is used up, or when a weight would round to infinity.
     """
+    matcher = matcher or Matcher()
     rows: dict[str, RawTensor] = {}
     scalings = {}
     for module in sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")):
         a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
         name = module.removeprefix(PEFT_PREFIX)
-        rows[f"{name}.a"] = _stored(a, dtype)
-        rows[f"{name}.b"] = _stored(RawTensor(b.dtype, b.words.T), dtype)
-        scalings[name] = config.scaling_of(name, a.shape[0])
+        rows[f"{name}.a"] = _stored(name, a, dtype)
+        rows[f"{name}.b"] = _stored(name, RawTensor(b.dtype, b.words.T), dtype)
+        scalings[name] = config.scaling_of(name, a.shape[0], matcher)
     metadata = _Metadata(FORMAT, base, config, scalings)
-    # Fields come in the order of their definition and lists are sorted, so the same configuration has the same bytes
+    # Fields come in the order of their definition and sets are sorted, so the same configuration has the same bytes
     # however its file spelt it. Patterns keep their order, because the first one that matches decides a rank; PEFT
     # writes them sorted.
     encoded = msgspec.json.encode(metadata).decode()
@@ -140,14 +149,18 @@ def unpack(pack: bytes | memoryview, folder: Path, base_name: str) -> None:
     (folder / "adapter_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
 
 
-def _stored(tensor: RawTensor, dtype: str | None) -> RawTensor:
+def _stored(module: str, tensor: RawTensor, dtype: str | None) -> RawTensor:
     if dtype is None or tensor.dtype == "BF16":
         return RawTensor(tensor.dtype, np.ascontiguousarray(tensor.words))
-    return RawTensor("BF16", _round_to_bf16(tensor))
+    rounded = _round_to_bf16(tensor)
+    # fp32 goes on a little behind the largest bf16, and what lies there rounds up to infinity.
+    if np.any((rounded & np.uint16(0x7F80)) == 0x7F80):
+        raise AdapterRefused("nan", f"module {module!r} has weights that are infinite in bf16; push it as it is")
+    return RawTensor("BF16", rounded)
 
 
 def _round_to_bf16(tensor: RawTensor) -> NDArray[np.uint16]:
-    """Values are finite (the validator has seen them), so adding the rounding bias cannot reach a NaN."""
+    """Values are finite (the validator has seen them), so adding the rounding bias reaches infinity, but no NaN."""
     if tensor.dtype == "F16":
         words = np.ascontiguousarray(tensor.words).view(np.float16).astype(np.float32).view(np.uint32)
     else:

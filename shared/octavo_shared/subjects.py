@@ -15,6 +15,10 @@ PLACEMENT = f"{PREFIX}.fleet.placement"
 LEASE = f"{PREFIX}.fleet.lease"
 """A gateway says that it lives; workers stop generating for one that has gone silent."""
 
+DEPLOYMENT = f"{PREFIX}.registry.deployment"
+"""Registry subject of the record that tells whether an identity has this deployment's secret. Tenants and adapters
+have more parts in their subjects, so none of them can be here."""
+
 GATEWAY_QUEUE = "gateway"
 IDENTITY_QUEUE = "identity"
 RESIDENCY_QUEUE = "residency"

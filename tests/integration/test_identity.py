@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from octavo_shared.config import StoreSettings
@@ -16,23 +15,17 @@ from octavo_shared.errors import (
     NameTaken,
     NotPermitted,
     OctavoError,
-    Unauthenticated,
 )
-from octavo_shared.messages import identity as m
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Fingerprint
 from support.adapters import TINY_FINGERPRINT, config_json
-from support.identity_rig import Client, identity, own_nats
+from support.identity_rig import Client, own_identity
 
 
 @pytest.fixture
 async def admin(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[Client]:
-    async with own_nats(tmp_path / "own-nats") as nats:
-        settings = msgspec.structs.replace(store_settings, nats_url=nats.url)
-        async with identity(settings, tmp_path / "identity") as client:
-            for tenant in ("home", "away"):
-                await client.ask("create_tenant", tenant=tenant)
-            yield client
+    async with own_identity(store_settings, tmp_path) as client:
+        yield client
 
 
 async def test_a_push_becomes_a_revision_that_its_owner_can_use(admin: Client) -> None:
@@ -65,6 +58,11 @@ async def test_revisions_are_named_by_number_digest_and_alias(admin: Client) -> 
     assert await number("home/diary:serving") == 1
     with pytest.raises(InvalidRequest, match="revision"):
         await alice.ask("rollback", adapter="home/diary")
+    for absurd in (0, -1, 10**9, 2**62):
+        with pytest.raises(InvalidRequest, match="revision"):
+            await alice.ask("rollback", adapter="home/diary", number=absurd)
+    with pytest.raises(AdapterNotFound):
+        await alice.ask("rollback", adapter="home/diary", number=3)
     await alice.ask("rollback", adapter="home/diary", number=2, alias="stable")
     assert await number("home/diary:stable") == 2
     for missing in ("home/diary@3", "home/diary:canary", f"home/diary@sha256:{'0' * 64}"):
@@ -132,16 +130,6 @@ async def test_a_grant_lets_in_and_a_revocation_shuts_out_at_once(admin: Client)
     with pytest.raises(AdapterNotFound):
         await bob.resolve("home/diary")
     assert (await bob.ask("list")).adapters == ()
-
-
-async def test_keys_are_refused_alike_when_unknown_wrong_or_revoked(admin: Client) -> None:
-    alice = await admin.new_key("home", "alice")
-    wrong = msgspec.structs.replace(alice.credential, secret_sha256=bytes(32))
-    unknown = msgspec.structs.replace(alice.credential, key_id="f" * 16)
-    await admin.ask("revoke_key", key_id=alice.credential.key_id)
-    for bad in (wrong, unknown, alice.credential, m.Credential("../x", b"")):
-        with pytest.raises(Unauthenticated):
-            await Client(admin.bus, admin.store, bad).ask("resolve")
 
 
 async def test_only_admins_create_tenants_and_names_are_checked(admin: Client) -> None:
@@ -228,11 +216,3 @@ async def test_a_refused_push_leaves_nothing_visible(admin: Client) -> None:
         await alice.resolve("home/diary")
     assert (await alice.ask("list")).adapters == ()
     assert await admin.store.keys("packs/") == []
-
-
-async def test_an_upload_belongs_to_one_principal_and_one_adapter(admin: Client) -> None:
-    alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
-    upload_id = await alice.stage("home/diary")
-    for client, adapter in [(carol, "home/diary"), (alice, "home/other")]:
-        with pytest.raises(InvalidRequest, match="upload_id"):
-            await client.ask("commit", adapter=adapter, upload_id=upload_id, served_base=TINY_FINGERPRINT)

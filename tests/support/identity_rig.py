@@ -12,6 +12,12 @@ from typing import Any
 import msgspec
 
 from octavo_cli.local_servers import NatsServer
+from octavo_identity.desk import Desk
+from octavo_identity.heads import HeadStore
+from octavo_identity.ids import Ids, load_secret
+from octavo_identity.projection import Projection
+from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
+from octavo_identity.registry import Change, with_revision
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
 from octavo_shared import subjects
@@ -21,6 +27,8 @@ from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
 from octavo_shared.objects import ObjectStore
+from octavo_shared.references import Digest, parse_reference
+from octavo_shared.tasks import end
 from support.adapters import TINY_BASE, TINY_FINGERPRINT, config_json, tiny_weights
 
 
@@ -106,3 +114,79 @@ async def identity(settings: StoreSettings, folder: Path) -> AsyncIterator[Clien
         stop.set()
         await task
         store.close()
+
+
+@asynccontextmanager
+async def own_identity(settings: StoreSettings, folder: Path) -> AsyncIterator[Client]:
+    """Run identity, with its own files in ``identity``, on a NATS of its own, and make the tenants home and away."""
+    async with own_nats(folder / "own-nats") as nats:
+        settings = msgspec.structs.replace(settings, nats_url=nats.url)
+        async with identity(settings, folder / "identity") as admin:
+            for tenant in ("home", "away"):
+                await admin.ask("create_tenant", tenant=tenant)
+            yield admin
+
+
+class CountingHeads(HeadStore):
+    """Counts the reads of single events."""
+
+    num_reads = 0
+
+    async def read_at(self, sequence: int) -> RegistryEvent | None:
+        self.num_reads += 1
+        return await super().read_at(sequence)
+
+
+@dataclass
+class Parts:
+    """Identity's parts without its process: the test says when the view of the registry follows."""
+
+    heads: CountingHeads
+    ids: Ids
+    projection: Projection
+    desk: Desk
+
+    async def catch_up(self) -> None:
+        """Let the view follow until it has all that is in the stream now, and no further."""
+        last = (await self.heads.state()).last_sequence
+        self.projection.is_caught_up = False
+        following = asyncio.create_task(self.projection.follow(self.heads))
+        async with asyncio.timeout(10):
+            while not (self.projection.is_caught_up and self.projection.sequence >= last):
+                await asyncio.sleep(0.01)
+        await end(following)
+
+    async def add_revisions(self, name: str, num_revisions: int) -> AdapterHead:
+        """Add revisions that have no pack, as alice@home; their digests hold their numbers."""
+        reference = parse_reference(name)
+        adapter_id = self.ids.adapter(reference.tenant, reference.adapter)
+
+        async def add(now: AdapterHead | None) -> Change:
+            head = now or AdapterHead(adapter_id, self.ids.tenant(reference.tenant), name, "alice@home", 0, (), {})
+            number = head.num_revisions + 1
+            digest = digest_of_number(number)
+            revision = m.Revision(number, digest, TINY_FINGERPRINT, 1, 4, 2, "F32", "alice@home", 1)
+            stored = StoredRevision(revision, object_key(adapter_id, number, "a" * 8, "b" * 8))
+            return Change("revision_added", with_revision(head, stored), "", stored)
+
+        for _ in range(num_revisions):
+            head, _ = await self.desk.registry.change(reference, "alice@home", secrets.token_hex(8), add)
+        return head
+
+
+def digest_of_number(number: int) -> Digest:
+    return Digest(f"sha256:{number:064x}")
+
+
+@asynccontextmanager
+async def parts(nats_url: str, folder: Path) -> AsyncIterator[Parts]:
+    """Make identity's parts, with the secret in ``folder`` and a new view of the registry."""
+    async with Bus(nats_url, "parts") as bus:
+        heads = CountingHeads(bus, 1)
+        await heads.ensure_stream()
+        ids = Ids(load_secret(folder))
+        projection = Projection(folder / f"{secrets.token_hex(4)}.sqlite")
+        try:
+            yield Parts(heads, ids, projection, Desk(heads, ids, projection))
+        finally:
+            projection.close()

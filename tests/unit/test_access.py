@@ -53,13 +53,44 @@ def test_pushing_needs_an_owner_of_the_tenant() -> None:
         access.check_push(key("dave@home", Role.USER), "home", None)
 
 
-def test_owners_issue_keys_of_their_tenant_but_never_admins() -> None:
-    access.check_issue_key(ADMIN, "anywhere", Role.ADMIN)
-    access.check_issue_key(ALICE, "home", Role.USER)
-    for who, tenant, role in [
-        (ALICE, "away", Role.USER),
-        (ALICE, "home", Role.ADMIN),
-        (key("dave@home", Role.USER), "home", Role.USER),
-    ]:
+def test_owners_and_admins_locate_and_users_get_a_plain_no() -> None:
+    for who in (ALICE, ADMIN):
+        assert access.check_locate(who, head()) == head()
+        with pytest.raises(AdapterNotFound):
+            access.check_locate(who, None)
+    for granted in (head("bob@away"), head("*@away")):
+        with pytest.raises(NotPermitted, match="evict this adapter"):
+            access.check_locate(BOB, granted)
+    for stranger in (CAROL, BOB, key("dave@home", Role.USER)):
+        with pytest.raises(AdapterNotFound):
+            access.check_locate(stranger, head())
+
+
+USER = key("alice@home", Role.USER)
+
+
+@pytest.mark.parametrize(
+    ("who", "principal", "role", "is_allowed"),
+    [
+        (ADMIN, "anyone@anywhere", Role.ADMIN, True),
+        (ADMIN, "alice@home", Role.OWNER, True),
+        (ALICE, "alice@home", Role.OWNER, True),
+        (ALICE, "alice@home", Role.USER, True),
+        (USER, "alice@home", Role.USER, True),
+        (ALICE, "alice@home", Role.ADMIN, False),
+        (ALICE, "carol@home", Role.USER, False),
+        (ALICE, "carol@home", Role.OWNER, False),
+        (ALICE, "nobody-yet@home", Role.USER, False),
+        (ALICE, "alice@away", Role.USER, False),
+        (USER, "alice@home", Role.OWNER, False),
+    ],
+    ids=str,
+)
+def test_keys_of_others_are_an_admins_business(who: KeyHead, principal: str, role: Role, is_allowed: bool) -> None:
+    other = key(principal, role)
+    assert access.may_revoke_key(who, other) == is_allowed
+    if is_allowed:
+        access.check_issue_key(who, principal, role)
+    else:
         with pytest.raises(NotPermitted):
-            access.check_issue_key(who, tenant, role)
+            access.check_issue_key(who, principal, role)

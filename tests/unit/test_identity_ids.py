@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,10 @@ import pytest
 from octavo_identity.ids import Ids, load_secret, write_private
 from octavo_identity.keys import is_key_id
 from octavo_identity.pushing import UPLOAD_AGE_MS_MAX
+from octavo_identity.records import object_key, parse_object_key
 from octavo_identity.registry import write_mark
 from octavo_identity.sweeper import ABANDONED_AFTER_S
+from octavo_shared.config import ConfigError
 
 IDS = Ids(bytes(32))
 
@@ -20,7 +23,45 @@ def test_an_upload_id_belongs_to_one_principal_one_adapter_and_one_deployment_an
     younger = f"{2_000_000:012x}" + upload[12:]
     for forged in (younger, upload[:-1], upload + "0", "", "../../packs/x", "é" * 60):
         assert IDS.upload_age_ms(forged, "alice@home", "home/diary", at_ms=1_000_500) is None
+        assert IDS.upload_age_ms(forged, "alice@home", None, at_ms=1_000_500) is None
     assert upload != IDS.upload("alice@home", "home/diary", at_ms=1_000_000)
+
+
+def test_an_upload_id_is_told_to_be_a_principals_without_naming_the_adapter() -> None:
+    upload = IDS.upload("alice@home", "home/diary", at_ms=1_000_000)
+    assert IDS.upload_age_ms(upload, "alice@home", None, at_ms=1_000_500) == 500
+    assert IDS.upload_age_ms(upload, "carol@home", None, at_ms=1_000_500) is None
+    # Every character counts, also those that only the adapter's name decides: they are part of an object key.
+    for position in range(len(upload)):
+        changed = upload[:position] + ("0" if upload[position] != "0" else "1") + upload[position + 1 :]
+        assert IDS.upload_age_ms(changed, "alice@home", None, at_ms=1_000_500) is None
+    assert re.fullmatch("[0-9a-f]{76}", upload)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "ab" * 31, "ab" * 33, "AB" * 32, "gh" * 32, "ab" * 16 + "\0" * 32, "\xff" * 64], ids=repr
+)
+def test_a_damaged_secret_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="secret"):
+        load_secret(tmp_path)
+    assert (tmp_path / "secret").read_bytes() == text.encode("latin-1")
+
+
+def test_a_pack_is_stored_where_its_key_can_be_read_back() -> None:
+    adapter_id = IDS.adapter("home", "diary")
+    upload = IDS.upload("alice@home", "home/diary", at_ms=1_000_000)
+    one, two = (object_key(adapter_id, 12, upload, nonce) for nonce in ("0a", "0b"))
+    assert one != two
+    assert parse_object_key(one) == (adapter_id, 12)
+    for other in (
+        "",
+        f"packs/{adapter_id}/0.aa",
+        f"packs/{adapter_id}/1",
+        f"packs/{adapter_id}/1.aa/b",
+        "packs/x/1.aa",
+    ):
+        assert parse_object_key(other) is None
 
 
 def test_an_upload_can_no_longer_be_committed_when_the_sweeper_may_take_it() -> None:

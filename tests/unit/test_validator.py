@@ -1,12 +1,16 @@
 import dataclasses
-import time
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import peft
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo_identity.validator import IGNORED, NEUTRAL, SERVED, check_base, validate
 from octavo_shared.errors import AdapterRefused, BaseMismatch
+from octavo_shared.lora_config import Matcher
+from octavo_shared.manifest import ModuleShape
 from octavo_shared.references import Fingerprint
 from octavo_shared.safetensors_form import write_tensors
 from support.adapters import (
@@ -46,12 +50,22 @@ def test_a_good_adapter_passes() -> None:
         ({"init_lora_weights": "corda"}, "init_lora_weights"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights"),
         ({"init_lora_weights": "eva"}, "init_lora_weights"),
+        ({"init_lora_weights": "mica"}, "init_lora_weights"),
+        ({"init_lora_weights": "MiCA"}, "init_lora_weights"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights"),
+        ({"init_lora_weights": [[]]}, "init_lora_weights"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"target_parameters": ["w"]}, "target_parameters"),
         ({"use_qalora": True}, "use_qalora"),
         ({"a_field_of_tomorrow": 1}, "a_field_of_tomorrow"),
+        ({"a_field_of_tomorrow": 0}, "a_field_of_tomorrow"),
+        ({"a_field_of_tomorrow": ""}, "a_field_of_tomorrow"),
+        ({"a_field_of_tomorrow": True}, "a_field_of_tomorrow"),
+        ({"a_field_of_tomorrow": [None]}, "a_field_of_tomorrow"),
+        ({"kasa_config": {}}, "kasa_config"),
+        ({"use_bdlora": {}}, "use_bdlora"),
         ({"peft_type": "IA3"}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "task_type"),
         ({"r": 4096}, "rank"),
@@ -109,11 +123,60 @@ def test_wrong_tensors_are_refused_by_name() -> None:
     assert refusal(config_json(), b"\x80\x02}q\x00.") == "pickle"
 
 
-def test_patterns_that_each_take_long_are_refused_and_not_waited_for() -> None:
-    slow = {f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 300)}
-    begin_s = time.monotonic()
-    assert refusal(config_json(rank_pattern=slow)) == "pattern"
-    assert time.monotonic() - begin_s < 20
+@pytest.mark.parametrize("value", [None, False, [], {}], ids=str)
+def test_a_field_of_another_peft_that_is_switched_off_locks_nobody_out(value: object) -> None:
+    validate(config_json(a_field_of_tomorrow=value), tiny_weights(), TINY_BASE)
+
+
+@pytest.mark.parametrize("name", ["eva", "mica"])
+def test_an_initialisation_that_leaves_the_base_alone_is_not_accused_of_rewriting_it(name: str) -> None:
+    with pytest.raises(AdapterRefused) as refused:
+        validate(config_json(init_lora_weights=name), tiny_weights(), TINY_BASE)
+    assert "rewrote" not in refused.value.message
+    assert name in refused.value.message
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    ("targets", "is_saved"),
+    [
+        (["q_proj", "embed_tokens"], "auto"),
+        (["q_proj", "embed_tokens"], False),
+        (["q_proj", "lm_head"], "auto"),
+        (["q_proj", "lm_head"], False),
+        (["lm_head"], False),
+        (["q_proj"], True),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_embeddings_that_peft_saved_are_refused_as_such(
+    targets: list[str], is_saved: bool | str, is_tied: bool, tmp_path: Path
+) -> None:
+    shape = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32, tie_word_embeddings=is_tied,
+    )  # fmt: skip
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(LlamaForCausalLM(shape), config)
+    model.save_pretrained(tmp_path, save_embedding_layers=is_saved)
+    saved = [(tmp_path / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")]
+    assert refusal(*saved) == "embedding"
+
+
+def test_a_base_that_serves_its_output_layer_takes_adapters_on_it() -> None:
+    base = msgspec.structs.replace(TINY_BASE, modules={**TINY_BASE.modules, "lm_head": ModuleShape(16, 32)})
+    tensors = tiny_tensors({"lm_head": 4}, base=base)
+    config = config_json(target_modules=["lm_head"])
+    assert len(validate(config, write_tensors(tensors, {}), base).tensors) == 2
+
+
+def test_matching_is_charged_to_the_matcher_that_is_given() -> None:
+    slow = config_json(rank_pattern={f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 300)})
+    matcher = Matcher(budget_s=0.3)
+    for _ in range(2):
+        with pytest.raises(AdapterRefused, match="pattern"):
+            validate(slow, tiny_weights(), TINY_BASE, matcher)
 
 
 def test_an_adapter_for_another_base_is_refused_with_both_fingerprints() -> None:
@@ -137,6 +200,7 @@ def test_every_field_of_pefts_configuration_passes_at_its_default() -> None:
     assert valid.config.target_modules == ("q_proj",)
 
 
-def test_the_tables_name_only_fields_that_peft_has() -> None:
+def test_the_tables_name_all_fields_that_peft_has_and_no_other() -> None:
+    """A field that is in no table counts as switched off when it is empty, which is not true of all that PEFT has."""
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert (IGNORED | SERVED | NEUTRAL.keys()) <= known
+    assert (IGNORED | SERVED | NEUTRAL.keys()) == known

@@ -68,7 +68,10 @@ class TenantCreated(msgspec.Struct, frozen=True):
 
 
 class IssueKey(_Write, frozen=True, kw_only=True):
-    """A new key for ``user`` of ``tenant``. The gateway makes the secret; identity only sees its hash."""
+    """A new key for ``user`` of ``tenant``. The gateway makes the secret; identity only sees its hash.
+
+    Who is no admin gets keys for themselves only, of no higher role than their own.
+    """
 
     tenant: str
     user: str
@@ -156,7 +159,7 @@ class AdapterInfo(msgspec.Struct, frozen=True):
 
 
 class Rollback(_Write, frozen=True, kw_only=True):
-    """Move ``alias`` to revision ``number`` (None: to the parent of the one it names now)."""
+    """Move ``alias`` to revision ``number``, 1 to 999,999,999 (None: to the parent of the one it names now)."""
 
     adapter: str
     number: int | None = None
@@ -164,7 +167,10 @@ class Rollback(_Write, frozen=True, kw_only=True):
 
 
 class Grant(_Write, frozen=True, kw_only=True):
-    """Let ``principal`` (``user@tenant`` or ``*@tenant``) use the adapter."""
+    """Let ``principal`` (``user@tenant`` or ``*@tenant``) use the adapter.
+
+    One that may already leaves no trace: a repeated key of such a request is a new one. So it is with ``Revoke``.
+    """
 
     adapter: str
     principal: str

@@ -1,0 +1,159 @@
+"""The SQLite file behind the projection. Its methods block, so they run on threads: one that writes, one that reads."""
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from octavo_identity.records import AdapterHead, RegistryEvent, parse_object_key
+from octavo_shared.references import AdapterId, Digest
+from octavo_shared.telemetry import log
+
+_VERSION = 2
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS adapters (name TEXT PRIMARY KEY, head BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
+CREATE TABLE IF NOT EXISTS revisions (
+    adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
+    PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+CREATE TABLE IF NOT EXISTS position (
+    id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
+PRAGMA user_version = {_VERSION};
+"""
+_POSITION = "SELECT created, sequence, begun_ms FROM position"
+# Names come first, from two ranges of one index, so that a page costs what it holds and not what its reader may use.
+_USABLE = """
+WITH own AS (SELECT name FROM users WHERE principal = :principal AND name > :after ORDER BY name LIMIT :num_max),
+shared AS (SELECT name FROM users WHERE principal = :everyone AND name > :after ORDER BY name LIMIT :num_max),
+page AS MATERIALIZED (SELECT name FROM own UNION SELECT name FROM shared ORDER BY name LIMIT :num_max)
+SELECT adapters.head FROM page CROSS JOIN adapters ON adapters.name = page.name ORDER BY page.name
+"""
+_ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ? AND object_key = ?)"
+_BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
+_BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
+_NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Up to which ``sequence`` of which stream the file goes, and when it last had to begin again (0: never)."""
+
+    created: str | None = None
+    sequence: int = 0
+    begun_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Where in the stream a revision was added (None: not known), and the newest revision that the file knows."""
+
+    sequence: int | None
+    newest: int
+
+
+class Catalogue:
+    """Adapters, their users and revisions. A file that cannot be used is deleted and begun anew: it can be rebuilt."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._writer, self._reader = _connect(path)
+        except sqlite3.DatabaseError as error:
+            log.warning("projection_deleted", reason=str(error))
+            _delete(path)
+            self._writer, self._reader = _connect(path)
+
+    def begin_again(self, position: Position) -> None:
+        """Go on with an empty file, at ``position``."""
+        with self._lock:
+            self._writer.close()
+            self._reader.close()
+            _delete(self._path)
+            self._writer, self._reader = _connect(self._path)
+        self.apply((), position)
+
+    def position(self) -> Position:
+        row = self._writer.execute(_POSITION).fetchone()
+        return Position(*row) if row else Position()
+
+    def apply(self, events: Iterable[tuple[RegistryEvent, int]], position: Position) -> None:
+        """Take over events with their sequences, in order, up to ``position``: all or none of them."""
+        with self._writer:
+            for event, sequence in events:
+                if isinstance(event.head, AdapterHead):
+                    self._apply(event, event.head, sequence)
+            row = (position.created, position.sequence, position.begun_ms)
+            self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
+
+    def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
+        run = self._writer.execute
+        run("INSERT OR REPLACE INTO adapters VALUES (?, ?)", (head.name, msgspec.msgpack.encode(head)))
+        run("DELETE FROM users WHERE name = ?", (head.name,))
+        users = {(who, head.name) for who in (head.owner, *head.grants)}
+        self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
+        if (stored := event.revision) is not None:
+            revision = stored.revision
+            row = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", row)
+
+    def usable_by(self, principal: str, tenant: str, after: str, num_max: int) -> list[AdapterHead]:
+        """Return heads of adapters that ``principal`` or its whole tenant may use, by name, after ``after``."""
+        asked = {"principal": principal, "everyone": f"*@{tenant}", "after": after, "num_max": num_max}
+        with self._lock:
+            rows = self._reader.execute(_USABLE, asked).fetchall()
+        return [msgspec.msgpack.decode(blob, type=AdapterHead) for (blob,) in rows]
+
+    def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
+        """Return where the revision of this number, or else the newest of this digest, was added."""
+        with self._lock:
+            by = (_BY_NUMBER, number) if number is not None else (_BY_DIGEST, digest)
+            found = self._reader.execute(by[0], (adapter_id, by[1])).fetchone()
+            (newest,) = self._reader.execute(_NEWEST, (adapter_id,)).fetchone()
+        return Hint(found[0] if found else None, newest or 0)
+
+    def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
+        """Return those of ``object_keys`` that have the form of a pack's and that no known revision names."""
+        parsed = [(object_key, parse_object_key(object_key)) for object_key in object_keys]
+        with self._lock:
+            return [
+                object_key
+                for object_key, parts in parsed
+                if parts is not None and self._reader.execute(_ABSENT, (*parts, object_key)).fetchone()[0]
+            ]
+
+    def close(self) -> None:
+        self._writer.close()
+        self._reader.close()
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    writer = sqlite3.connect(path, check_same_thread=False)
+    reader = sqlite3.connect(path, check_same_thread=False)
+    try:
+        writer.execute("PRAGMA journal_mode = WAL")
+        # A crash of the machine may lose the last events, which are read again; with OFF it may damage the file.
+        writer.execute("PRAGMA synchronous = NORMAL")
+        (version,) = writer.execute("PRAGMA user_version").fetchone()
+        (num_tables,) = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if num_tables and version != _VERSION:
+            raise sqlite3.DatabaseError(f"its form is {version}, not {_VERSION}")
+        writer.executescript(_SCHEMA)
+        writer.execute(_POSITION).fetchone()
+        reader.execute("PRAGMA query_only = ON")
+    except sqlite3.DatabaseError:
+        writer.close()
+        reader.close()
+        raise
+    return writer, reader
+
+
+def _delete(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+import asyncio
+import threading
+
+import msgspec
+import pytest
+
+from octavo_identity.staging import Built, Staging, build
+from octavo_shared.errors import AdapterRefused, InvalidRequest
+from octavo_shared.manifest import BaseManifest
+from octavo_shared.messages.identity import Commit, Credential
+from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.pack import digest_of
+from support.adapters import TINY_BASE, TINY_FINGERPRINT, config_json, tiny_weights
+
+ORDER = Commit(
+    credential=Credential("a" * 16, bytes(32)),
+    idempotency_key="1",
+    adapter="home/diary",
+    upload_id="upload",
+    served_base=TINY_FINGERPRINT,
+)
+
+
+class MemoryStore(ObjectStore):
+    """Holds the tiny base and one upload."""
+
+    def __init__(self, config: bytes | None = None) -> None:
+        self.num_uploads_read = 0
+        folder = f"bases/{TINY_FINGERPRINT.removeprefix('sha256:')}"
+        self.objects = {
+            f"{folder}/manifest.json": msgspec.json.encode(TINY_BASE),
+            f"{folder}/tokenizer.json": b"{}",
+            "staging/upload/adapter_config.json": config or config_json(),
+            "staging/upload/adapter_model.safetensors": tiny_weights(),
+        }
+
+    async def read(self, key: str) -> bytes:
+        if key not in self.objects:
+            raise ObjectMissing(key)
+        self.num_uploads_read += key.endswith("model.safetensors")
+        return self.objects[key]
+
+
+class SlowBuild:
+    """Builds when it may, and counts."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.num_begun = 0
+
+    def __call__(self, config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
+        self.num_begun += 1
+        assert self.may_go_on.wait(20)
+        return build(config, weights, base, dtype)
+
+
+async def test_a_build_whose_caller_gave_up_keeps_its_slot_until_it_ends() -> None:
+    slow, store = SlowBuild(), MemoryStore()
+    staging = Staging(store, slow)
+    try:
+        impatient = [asyncio.create_task(staging.build(ORDER)) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while slow.num_begun < 2:
+                await asyncio.sleep(0.01)
+        for task in impatient:
+            task.cancel()
+        await asyncio.wait(impatient)
+        assert all(task.cancelled() for task in impatient)
+        third = asyncio.create_task(staging.build(ORDER))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(third), 0.2)
+        # Neither a thread nor the memory for what it would work on.
+        assert (slow.num_begun, store.num_uploads_read) == (2, 2)
+        slow.may_go_on.set()
+        built = await asyncio.wait_for(third, 10)
+        assert built.digest == digest_of(built.pack)
+        assert slow.num_begun == 3
+    finally:
+        slow.may_go_on.set()
+        staging.close()
+
+
+async def test_a_build_that_fails_gives_its_slot_back() -> None:
+    refused, incomplete = MemoryStore(config_json(use_dora=True)), MemoryStore()
+    del incomplete.objects["staging/upload/adapter_config.json"]
+    for store, expected in [(refused, AdapterRefused), (incomplete, InvalidRequest)]:
+        staging = Staging(store)
+        for _ in range(5):
+            with pytest.raises(expected):
+                await asyncio.wait_for(staging.build(ORDER), 10)
+        staging.close()
