@@ -43,6 +43,17 @@ def check_expand(v: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, y
     return num_rows, num_features
 
 
+def check_adapt(x: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, y: Tensor) -> tuple[int, int]:
+    """Return (N, H) of ``x`` [N, H] after checking it against ``y`` [N, O]; raises LayoutError."""
+    dtype = _check_arena(arena)
+    if x.dim() != 2 or x.dtype != dtype or x.stride(1) != 1:
+        raise LayoutError(f"x: want [N, H] {dtype} with contiguous rows, got {x.dtype} {tuple(x.shape)}")
+    if y.dim() != 2 or y.dtype != dtype or y.stride(1) != 1 or y.size(0) != x.size(0):
+        raise LayoutError(f"y: want [{x.size(0)}, O] {dtype} with contiguous rows, got {y.dtype} {tuple(y.shape)}")
+    _check_devices(arena, x, y, table, groups)
+    return x.size(0), x.size(1)
+
+
 def check_write_kv(arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, page_tokens: int) -> None:
     """Check ``k`` and ``v`` [N, Hkv, D] and ``token_offsets`` [N] int64; raises LayoutError."""
     dtype = _check_arena(arena)

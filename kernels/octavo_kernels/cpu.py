@@ -1,5 +1,8 @@
 """The CPU path: compiled kernels where a compiler was found and the dtype has one, else plain torch."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from octavo_kernels import torch_attention, torch_rows
@@ -23,6 +26,18 @@ def expand(v: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, y: Tens
         native.expand(v, arena, table, groups, y)
     else:
         torch_rows.expand(v, arena, table, groups, y)
+
+
+def adapt(x: Tensor, arena: Tensor, parts: Sequence[tuple[RowTable, Tensor]], groups: RowGroups) -> None:
+    """See ``ops.adapt``."""
+    native = load_native()
+    if native is not None and arena.dtype in TYPES:
+        native.adapt(x, arena, parts, groups)
+        return
+    for table, y in parts:
+        reduced = torch.empty(x.shape[0], table.rank_max, dtype=torch.float32)
+        torch_rows.shrink(x, arena, table, groups, reduced)
+        torch_rows.expand(reduced, arena, table, groups, y)
 
 
 def write_kv(arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, layer_offset: int, page_tokens: int) -> None:

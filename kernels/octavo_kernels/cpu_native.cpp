@@ -191,12 +191,14 @@ inline void project(const float* x, int64_t pitch, const T* const* a, int64_t h,
       v16 w = load_part(a[j] + k, h - k);
       for (int r = 0; r < ROWS; r++) acc[r][j] = fma(load(x + r * pitch + k), w, acc[r][j]);
     }
-  for (int r = 0; r < ROWS; r++) {
-    v16 lanes[16] = {};
-    for (int j = 0; j < RANKS; j++) lanes[j] = acc[r][j];
-    v16 total = sums(lanes);
-    std::memcpy(out + r * out_pitch, &total, RANKS * sizeof(float));
-  }
+  // As many results as there are lanes are summed at once; a lane's sum does not depend on which it is.
+  static_assert(ROWS * RANKS <= 16, "sums() takes 16 vectors");
+  v16 lanes[16] = {};
+  for (int r = 0; r < ROWS; r++)
+    for (int j = 0; j < RANKS; j++) lanes[r * RANKS + j] = acc[r][j];
+  float totals[16];
+  store(totals, sums(lanes));
+  for (int r = 0; r < ROWS; r++) std::memcpy(out + r * out_pitch, totals + r * RANKS, RANKS * sizeof(float));
 }
 
 template <class T, int ROWS, int RANKS>
@@ -214,8 +216,8 @@ template <class T, int ROWS>
 void project_ranks(const float* x, int64_t pitch, const T* arena, const int64_t* offsets, int64_t ranks, int64_t h,
                    float* out, int64_t out_pitch) {
   int64_t j = 0;
-  if (ROWS == 1) j = project_while<T, ROWS, 16>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
-  if (ROWS == 1) j = project_while<T, ROWS, 8>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
+  if constexpr (ROWS == 1) j = project_while<T, ROWS, 16>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
+  if constexpr (ROWS == 1) j = project_while<T, ROWS, 8>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
   j = project_while<T, ROWS, 4>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
   project_while<T, ROWS, 1>(x, pitch, arena, offsets, j, ranks, h, out, out_pitch);
 }
@@ -311,6 +313,65 @@ int expand(const float* v, const T* arena, int64_t arena_len, const Table& t, co
     else
       for (int64_t r = 0; r < block.rows; r++)
         add_features<T, 1>(w + r * t.rank_max, t.rank_max, arena, offsets, block.rank, to + r * y_pitch, y_pitch, first, last);
+  });
+  return OK;
+}
+
+struct Part { const Table* table; void* y; int64_t y_pitch, width; };
+
+// shrink and expand of several modules that read the same x, block of rows by block of rows: x is widened once, the
+// rank values never leave the cache, and there is one parallel region instead of two for each module.
+template <class T>
+int adapt(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const Groups& g, const Part* parts,
+          int64_t count, int64_t n, int64_t h) {
+  static thread_local std::vector<Block> blocks, rows_of;
+  int64_t work = 0, rank_max = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const Table& t = *parts[i].table;
+    int64_t some;
+    if (int error = plan(t, g, t.a, n, h, arena_len, blocks, some)) return error;
+    work += some;
+    if (int error = plan(t, g, t.b, n, parts[i].width, arena_len, blocks, some)) return error;
+    work += some;
+    rank_max = std::max(rank_max, t.rank_max);
+  }
+  rows_of.clear();
+  for (int64_t i = 0; i < g.count; i++) {
+    if (g.slots[i] < 0) continue;
+    for (int64_t row = g.starts[i]; row < g.starts[i + 1]; row += BLOCK)
+      rows_of.push_back({row, std::min<int64_t>(BLOCK, g.starts[i + 1] - row), g.slots[i], 0});
+  }
+  int64_t pitch = (h + 15) / 16 * 16;
+  const std::vector<Block>& todo = rows_of;
+  parallel(todo.size(), work, [&](int64_t unit) {
+    const Block& block = todo[unit];
+    float* rows = scratch(0, BLOCK * pitch);
+    float* v = scratch(1, BLOCK * rank_max);
+    for (int64_t r = 0; r < block.rows; r++) {
+      const T* row = x + (block.row + r) * x_pitch;
+      int64_t k = 0;
+      for (; k + 16 <= h; k += 16) store(rows + r * pitch + k, load(row + k));
+      if (k < h) store(rows + r * pitch + k, load_part(row + k, h - k));
+    }
+    for (int64_t i = 0; i < count; i++) {
+      const Table& t = *parts[i].table;
+      int64_t rank = t.ranks[block.slot], first = block.slot * t.rank_max, width = parts[i].width;
+      if (!rank) continue;
+      if (block.rows == BLOCK)
+        project_ranks<T, BLOCK>(rows, pitch, arena, t.a + first, rank, h, v, rank_max);
+      else
+        for (int64_t r = 0; r < block.rows; r++)
+          project_ranks<T, 1>(rows + r * pitch, pitch, arena, t.a + first, rank, h, v + r * rank_max, rank_max);
+      for (int64_t r = 0; r < block.rows; r++)
+        for (int64_t j = 0; j < rank; j++) v[r * rank_max + j] *= t.scalings[block.slot];
+      T* y = (T*)parts[i].y + block.row * parts[i].y_pitch;
+      if (block.rows == BLOCK)
+        add_features<T, BLOCK>(v, rank_max, arena, t.b + first, rank, y, parts[i].y_pitch, 0, width);
+      else
+        for (int64_t r = 0; r < block.rows; r++)
+          add_features<T, 1>(v + r * rank_max, rank_max, arena, t.b + first, rank, y + r * parts[i].y_pitch,
+                             parts[i].y_pitch, 0, width);
+    }
   });
   return OK;
 }
@@ -480,6 +541,13 @@ int octavo_expand(int type, const float* v, const void* arena, int64_t arena_len
                   const Groups* groups, void* y, int64_t y_pitch, int64_t n, int64_t width) {
   if (type == BF16) return expand(v, (const bf16*)arena, arena_len, *table, *groups, (bf16*)y, y_pitch, n, width);
   if (type == FP32) return expand(v, (const float*)arena, arena_len, *table, *groups, (float*)y, y_pitch, n, width);
+  return BAD_TYPE;
+}
+
+int octavo_adapt(int type, const void* x, int64_t x_pitch, const void* arena, int64_t arena_len, const Groups* groups,
+                 const Part* parts, int64_t count, int64_t n, int64_t h) {
+  if (type == BF16) return adapt((const bf16*)x, x_pitch, (const bf16*)arena, arena_len, *groups, parts, count, n, h);
+  if (type == FP32) return adapt((const float*)x, x_pitch, (const float*)arena, arena_len, *groups, parts, count, n, h);
   return BAD_TYPE;
 }
 

@@ -118,7 +118,8 @@ class KvTable:
 
     A page holds [layers][2 (key, value)][Hkv][page_tokens][D] elements. Token t of sequence b lies in page
     page_offsets[b, t // page_tokens] at t % page_tokens. The query rows of a sequence are its last tokens.
-    Pages that a sliding window has passed are never read; their offsets may be anything. Raises LayoutError.
+    Pages that a sliding window has passed are never read; their offsets may be anything. On a GPU the others must be
+    multiples of gcd(8, D), as all multiples of a page's size are: 8 elements are read at once. Raises LayoutError.
     """
 
     page_offsets: Tensor  # [B, P] int64

@@ -5,12 +5,13 @@ ctypes releases the GIL during a call. Overhead per call is about five microseco
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from octavo_kernels.checks import check_attention, check_expand, check_shrink, check_write_kv
+from octavo_kernels.checks import check_adapt, check_attention, check_expand, check_shrink, check_write_kv
 from octavo_kernels.layout import KvTable, LayoutError, RowGroups, RowTable
 from octavo_kernels.native_build import BuildFailed, build, log
 
@@ -27,6 +28,7 @@ _ERRORS = {
 _SIGNATURES = {
     "octavo_shrink": "ipqpqpppqq",
     "octavo_expand": "ippqpppqqq",
+    "octavo_adapt": "ipqpqppqqq",
     "octavo_write_kv": "qpqpqqpqqpqqqqq",
     "octavo_paged_attention": "ipqqpqpqpqqqqfqfp",
 }
@@ -44,6 +46,7 @@ class NativeKernels:
             function.restype = ctypes.c_int
         self._shrink = library.octavo_shrink
         self._expand = library.octavo_expand
+        self._adapt = library.octavo_adapt
         self._write_kv = library.octavo_write_kv
         self._paged_attention = library.octavo_paged_attention
         self.num_threads = library.octavo_num_threads
@@ -79,6 +82,28 @@ class NativeKernels:
                 groups.words,
                 y.data_ptr(),
                 y.stride(0),
+                num_rows,
+                num_features,
+            )
+        )
+
+    def adapt(self, x: Tensor, arena: Tensor, parts: Sequence[tuple[RowTable, Tensor]], groups: RowGroups) -> None:
+        """See ``ops.adapt``."""
+        words = []
+        for table, y in parts:
+            num_rows, num_features = check_adapt(x, arena, table, groups, y)
+            # As ``Part`` in cpu_native.cpp.
+            words += [ctypes.addressof(table.words), y.data_ptr(), y.stride(0), y.size(1)]
+        _raise_for(
+            self._adapt(
+                TYPES[arena.dtype],
+                x.data_ptr(),
+                x.stride(0),
+                arena.data_ptr(),
+                arena.numel(),
+                groups.words,
+                (ctypes.c_int64 * len(words))(*words),
+                len(parts),
                 num_rows,
                 num_features,
             )

@@ -1,15 +1,18 @@
 """The four operations of the engine. The tensors choose the path: CUDA takes Triton, a CPU takes ``cpu``.
 
 Triton is imported when the first CUDA tensor arrives, so that a machine without it works.
-Attention and write_kv on a GPU are plain torch; the Triton kernels have never run on a GPU (see the README).
+The Triton kernels have never run on a GPU (see the README).
 
 A row's result depends on that row, its own adapter and its own context only: never on the other rows of the batch,
 their number, how a prompt was cut into chunks, or the number of threads.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from octavo_kernels import cpu, torch_attention, torch_rows
+from octavo_kernels import cpu
 from octavo_kernels.layout import KvTable, RowGroups, RowTable
 
 
@@ -57,6 +60,25 @@ def expand(v: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, y: Tens
         cpu.expand(v, arena, table, groups, y)
 
 
+def adapt(x: Tensor, arena: Tensor, parts: Sequence[tuple[RowTable, Tensor]], groups: RowGroups) -> None:
+    """``shrink`` and ``expand`` of several modules that read the same ``x``; adds to each part's y in place.
+
+    Semantics: for each (table, y) in ``parts``, what ``shrink`` into a fresh ``v`` and then ``expand`` into y do,
+    bit for bit.
+
+    Shapes: x [N, H] as in ``shrink``; each y [N, O] as in ``expand``, its own O.
+
+    Raises: LayoutError, as ``shrink``; nothing was written then on a CPU.
+    """
+    if not x.is_cuda:
+        cpu.adapt(x, arena, parts, groups)
+        return
+    for table, y in parts:
+        reduced = torch.empty(x.shape[0], table.rank_max, dtype=torch.float32, device=x.device)
+        shrink(x, arena, table, groups, reduced)
+        expand(reduced, arena, table, groups, y)
+
+
 def write_kv(arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, layer_offset: int, page_tokens: int) -> None:
     """Copy the keys and values of N tokens into their pages, for one layer.
 
@@ -70,7 +92,9 @@ def write_kv(arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, layer_o
     Raises: LayoutError, as ``shrink``. Reference: ``reference.write_kv``; exact.
     """
     if arena.is_cuda:
-        torch_rows.write_kv(arena, k, v, token_offsets, layer_offset, page_tokens)
+        from octavo_kernels.write_kv import write_kv as write_kv_triton
+
+        write_kv_triton(arena, k, v, token_offsets, layer_offset, page_tokens)
     else:
         cpu.write_kv(arena, k, v, token_offsets, layer_offset, page_tokens)
 
@@ -98,6 +122,8 @@ def paged_attention(
     Source: PagedAttention (arXiv:2309.06180), online softmax (arXiv:1805.02867).
     """
     if q.is_cuda:
-        torch_attention.paged_attention(q, arena, kv, layer_offset, out, scaling, window, softcap, sinks)
+        from octavo_kernels.paged_attention import paged_attention as paged_attention_triton
+
+        paged_attention_triton(q, arena, kv, layer_offset, out, scaling, window, softcap, sinks)
     else:
         cpu.paged_attention(q, arena, kv, layer_offset, out, scaling, window, softcap, sinks)

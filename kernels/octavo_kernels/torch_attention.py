@@ -1,7 +1,6 @@
-"""Paged attention in plain torch, on any device: without a compiler, for fp16 on a CPU, and on a GPU.
+"""Paged attention in plain torch: on a CPU without a compiler, and for fp16; the second reference for a GPU.
 
-Loops run over blocks of keys, never over rows or sequences. Lengths are read to the host once per table, which
-synchronises on a GPU once per step.
+Loops run over blocks of keys, never over rows or sequences. Lengths are read to the host once per table.
 """
 
 from dataclasses import dataclass

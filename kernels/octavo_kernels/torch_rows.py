@@ -1,4 +1,4 @@
-"""shrink, expand and write_kv in plain torch: without a compiler, for fp16 on a CPU; write_kv on a GPU too.
+"""shrink, expand and write_kv in plain torch: on a CPU without a compiler, and for fp16.
 
 Loops run over sixteen ranks at a time, never over rows. Every product has the same fixed shape [TILE, .] x [., TILE],
 so that a row's neighbours cannot change how it is computed.
@@ -98,7 +98,7 @@ def write_kv(arena: Tensor, k: Tensor, v: Tensor, token_offsets: Tensor, layer_o
     heads = torch.arange(num_heads, device=arena.device) * plane + layer_offset
     at = token_offsets[:, None, None] + heads[:, None] + torch.arange(dim, device=arena.device)
     last = arena.numel() - num_heads * plane
-    if not arena.is_cuda and (layer_offset < 0 or int(token_offsets.min()) < 0 or int(at.max()) >= last):
+    if layer_offset < 0 or int(token_offsets.min()) < 0 or int(at.max()) >= last:
         raise LayoutError("an offset lies outside the arena")
     arena[at] = k
     arena[at + num_heads * plane] = v

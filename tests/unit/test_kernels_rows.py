@@ -8,6 +8,7 @@ import torch
 from octavo_kernels import cpu, reference, torch_rows
 from octavo_kernels.layout import LayoutError, RowGroups, RowTable
 from octavo_kernels.native import TYPES, NativeKernels, load_native
+from octavo_kernels.tiles import tiles_of
 from support.kernel_worlds import DTYPES, TOLERANCES, relative_rms, row_groups, row_world, same_bits
 
 Path = NativeKernels | ModuleType
@@ -192,3 +193,47 @@ def test_empty_batches_and_tables_are_fine(path: str) -> None:
     kernels.shrink(torch.ones(3, 8), world.arena, none, row_groups([3], [-1]), torch.empty(3, 0))
     kernels.expand(torch.empty(3, 0), world.arena, none, row_groups([3], [-1]), y)
     assert (y == 1).all()
+
+
+@pytest.mark.parametrize("num_rows", [0, 7, 9])
+def test_tiles_that_were_planned_for_other_rows_are_refused(num_rows: int) -> None:
+    groups = row_groups([3, 5], [0, 1])
+    assert tiles_of(groups, 8) is tiles_of(groups, 8)
+    with pytest.raises(LayoutError, match="groups that have 8"):
+        tiles_of(groups, num_rows)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("rows", [1, 2, 33, 100])
+def test_adapt_is_shrink_and_expand_of_each_part_bit_for_bit(dtype: torch.dtype, rows: int) -> None:
+    torch.manual_seed(rows)
+    h, widths, groups = 100, (63, 2049), _groups(rows)
+    first = row_world(RANKS, h, widths[0], dtype)
+    second = row_world([5, 0, 2, 17, 1], h, widths[1], dtype, seed=1)
+    arena, shift = torch.cat([first.arena, second.arena]), first.arena.numel()
+    moved = RowTable(
+        second.table.a_offsets + shift, second.table.b_offsets + shift, second.table.ranks, second.table.scalings
+    )
+    tables = (first.table, moved)
+    x = torch.randn(rows, h + 5).to(dtype)[:, 2 : 2 + h]
+    # Parts of one product, as siblings have them.
+    product = torch.randn(rows, sum(widths)).to(dtype)
+    expected = product.clone()
+    for table, y in zip(tables, expected.split(widths, dim=1), strict=True):
+        reduced = torch.full((rows, table.rank_max), torch.nan)
+        cpu.shrink(x, arena, table, groups, reduced)
+        cpu.expand(reduced, arena, table, groups, y)
+    cpu.adapt(x, arena, list(zip(tables, product.split(widths, dim=1), strict=True)), groups)
+    assert same_bits(product, expected)
+
+
+def test_adapt_writes_nothing_when_one_part_is_wrong() -> None:
+    world = row_world([3, 2], 64, 32, torch.float32)
+    table = world.table
+    wrong = RowTable(table.a_offsets, table.b_offsets + 10**9, table.ranks, table.scalings)
+    product, groups = torch.randn(4, 64), row_groups([2, 2], [0, 1])
+    before = product.clone()
+    parts = list(zip((table, wrong), product.split(32, dim=1), strict=True))
+    with pytest.raises(LayoutError):
+        cpu.adapt(torch.randn(4, 64), world.arena, parts, groups)
+    assert same_bits(product, before)
