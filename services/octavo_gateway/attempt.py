@@ -215,7 +215,12 @@ class Attempt:
         if not fresh:
             return None
         self._progress.delivered.extend(fresh)
-        return msgspec.structs.replace(event, first_index=event.first_index + num_known, tokens=fresh)
+        return msgspec.structs.replace(
+            event,
+            first_index=event.first_index + num_known,
+            tokens=fresh,
+            logprobs=event.logprobs[num_known:],
+        )
 
     def _accept_finished(self, event: Finished) -> Finished:
         if not self._is_started or event.num_completion_tokens > len(self._progress.delivered):

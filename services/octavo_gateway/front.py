@@ -5,55 +5,32 @@ into text. Callers read its ``Call``; one that stops reading cancels the task, a
 """
 
 import asyncio
-import contextlib
+import dataclasses
 import uuid
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from octavo_gateway.admission import Ticket
 from octavo_gateway.attempt import Plan
-from octavo_gateway.detokenizer import Detokenizer, StopStrings
+from octavo_gateway.call import Call, End, Head, Piece
+from octavo_gateway.choice import Choice
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.openai import Ask, Kind, parse
+from octavo_gateway.openai_sampling import complete
 from octavo_gateway.request_record import RequestRecord
 from octavo_gateway.text import BaseText, TextStore
 from octavo_shared.errors import InternalError, NoWorker, OctavoError
-from octavo_shared.messages.generation import Finished, Started, Timings, TokenChunk
+from octavo_shared.messages.generation import Started
 from octavo_shared.messages.identity import Credential
 from octavo_shared.references import Fingerprint, TenantId, parse_reference
 from octavo_shared.telemetry import current_trace_id, log, tracer
-
-
-@dataclass(frozen=True)
-class Head:
-    """The request is being served: what goes into the status line and the headers."""
-
-    ask: Ask
-    request_id: str
-    trace_id: str
-    started: Started
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text, never empty, that no later piece changes."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class End:
-    """The answer is complete."""
-
-    reason: str
-    num_prompt_tokens: int
-    num_completion_tokens: int
-    timings: Timings
-    worker_id: str
 
 
 @dataclass(frozen=True)
@@ -64,41 +41,6 @@ class Asked:
     kind: Kind | None
     entry: str
     is_stream_default: bool = False
-
-
-class Call:
-    """The caller's side of a request. ``next`` gives a ``Head``, ``Piece``s and an ``End``, or raises the error."""
-
-    def __init__(self) -> None:
-        # At most one piece per token and three more, and tokens are bounded by the base's context.
-        self._events: asyncio.Queue[Head | Piece | End | OctavoError] = asyncio.Queue()
-        self.task: asyncio.Task[None] | None = None
-
-    def put(self, event: Head | Piece | End | OctavoError) -> None:
-        self._events.put_nowait(event)
-
-    async def head(self) -> Head:
-        """Return the head; raises the error of a request that was not begun."""
-        event = await self._take()
-        assert isinstance(event, Head), "a head comes first"
-        return event
-
-    async def next(self) -> Piece | End:
-        """Return what follows; raises the error that ended the request."""
-        event = await self._take()
-        assert not isinstance(event, Head), "there is one head"
-        return event
-
-    def cancel(self) -> None:
-        """The caller went away: end the request here and on its worker. Harmless when it has ended."""
-        if self.task is not None:
-            self.task.cancel()
-
-    async def _take(self) -> Head | Piece | End:
-        event = await self._events.get()
-        if isinstance(event, OctavoError):
-            raise event
-        return event
 
 
 class FrontDesk:
@@ -164,37 +106,33 @@ class FrontDesk:
         ask = parse(asked.raw, asked.kind, is_stream_default=asked.is_stream_default)
         plan, text = await self._plan(credential, ask, record)
         record.describe(span, ask, plan, text.manifest.name)
-        detokenizer, stops = Detokenizer(text.tokenizer), StopStrings(ask.stop)
 
-        def show(piece: str) -> None:
-            if piece:
-                record.first_text()
-                call.put(Piece(piece))
+        def show(piece: Piece) -> None:
+            record.first_text()
+            call.put(piece)
 
-        async with contextlib.aclosing(self._dispatcher.run(plan)) as events:
-            async for event in events:
-                match event:
-                    case Started():
-                        record.started = event
-                        call.put(Head(ask, record.request_id, current_trace_id() or record.request_id, event))
-                    case TokenChunk():
-                        for token in event.tokens:
-                            # One by one: where a stop string ends must not depend on how tokens were sent.
-                            record.num_completion_tokens += 1
-                            show(stops.push(detokenizer.push((token,))))
-                            if stops.is_found:
-                                break
-                    case Finished():
-                        record.timings = event.timings
-                        record.reason = event.reason.value
-                        show(stops.push(detokenizer.flush()))
-                        show(stops.flush())
-                if stops.is_found:
-                    # Leaving the generator cancels the sequence on its worker.
-                    record.reason = "stop"
-                    break
-        worker_id = record.started.worker_id if record.started else ""
-        call.put(End(record.reason, record.num_prompt_tokens, record.num_completion_tokens, record.timings, worker_id))
+        def on_started(started: Started) -> None:
+            if record.started is None:
+                record.started = started
+                call.put(Head(ask, record.request_id, current_trace_id() or record.request_id, started))
+
+        choices = [Choice(_of_choice(plan, index, ask), text, ask.stop, show) for index in range(ask.num_choices)]
+
+        async def run(choice: Choice) -> None:
+            call.put(await choice.run(self._dispatcher, on_started))
+
+        await together([run(choice) for choice in choices])
+        first = choices[0].finished
+        record.end(first, sum(choice.num_completion_tokens for choice in choices))
+        call.put(
+            End(
+                num_prompt_tokens=record.num_prompt_tokens,
+                num_completion_tokens=record.num_completion_tokens,
+                num_cached_tokens=first.num_cached_tokens if first else 0,
+                timings=record.timings,
+                worker_id=record.started.worker_id if record.started else "",
+            )
+        )
 
     async def _plan(self, credential: Credential, ask: Ask, record: RequestRecord) -> tuple[Plan, BaseText]:
         bases = self._fleet.bases()
@@ -217,9 +155,29 @@ class FrontDesk:
         record.num_prompt_tokens = len(prompt)
         context_tokens = self._fleet.context_tokens(Fingerprint(base), text.manifest.context_tokens)
         max_tokens = text.max_tokens(ask, len(prompt), context_tokens)
-        sampling = ask.sampling(max_tokens, text.manifest.stop_token_ids)
+        stop_token_ids = () if ask.is_eos_ignored else text.manifest.stop_token_ids
+        sampling = complete(ask.sampling, max_tokens, stop_token_ids, text.num_vocabulary)
+        if sampling.schema:
+            await text.check_schema(sampling.schema)
         tenant_id = TenantId(resolution.tenant_id)
         return Plan(record.request_id, tenant_id, Fingerprint(base), prompt, sampling, resolution.adapter), text
+
+
+def _of_choice(plan: Plan, index: int, ask: Ask) -> Plan:
+    if ask.num_choices == 1:
+        return plan
+    sampling = msgspec.structs.replace(plan.sampling, choice=index)
+    return dataclasses.replace(plan, request_id=f"{plan.request_id}-{index}", sampling=sampling)
+
+
+async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Do all of ``work`` at the same time; the first error ends the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except* OctavoError as errors:
+        raise errors.exceptions[0] from None
 
 
 def _ended_early() -> NoWorker:

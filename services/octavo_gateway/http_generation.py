@@ -8,9 +8,10 @@ from litestar import Response, get, post
 from litestar.exceptions import ClientException, InternalServerException
 
 from octavo_gateway.admission import Admission
+from octavo_gateway.call import Call
 from octavo_gateway.credentials import credential_of
 from octavo_gateway.fleet import FleetView
-from octavo_gateway.front import Asked, Call, FrontDesk
+from octavo_gateway.front import Asked, FrontDesk
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_schema import ChatOperation, CompletionOperation
 from octavo_gateway.http_stream import ClientGone, EventStream, unless_gone

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from litestar.response.streaming import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from octavo_gateway.front import Call
+from octavo_gateway.call import Call
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.replies import error_body
 from octavo_gateway.writing import ChunkReader

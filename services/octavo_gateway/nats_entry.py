@@ -11,8 +11,9 @@ from nats.aio.msg import Msg
 
 from octavo_gateway.admission import Admission
 from octavo_gateway.bodies import check_size
+from octavo_gateway.call import Call
 from octavo_gateway.credentials import credential_of
-from octavo_gateway.front import Asked, Call, FrontDesk
+from octavo_gateway.front import Asked, FrontDesk
 from octavo_gateway.replies import error_body
 from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
 from octavo_shared import subjects

@@ -1,6 +1,5 @@
 """OpenAI request bodies, chat and legacy completions, into an ``Ask``. Whatever asks for more is refused by name."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from octavo_gateway.openai_fields import (
     Message,
     StreamOptions,
 )
+from octavo_gateway.openai_sampling import check_range, sampling_of, schema_of
 from octavo_shared.errors import InvalidRequest, UnsupportedParameter
 from octavo_shared.messages.generation import Sampling
 
@@ -24,7 +24,9 @@ _PARTS_MAX = 4_096
 """Messages of a conversation, and parts of all its messages together."""
 _STOPS_MAX = 4
 _STOP_CHARS_MAX = 512
-_SEED_MAX = 2**63
+_CHOICES_MAX = 8
+_TOP_LOGPROBS_MAX = 20
+_LOGPROBS_MAX = 5
 _COMPLETION_TOKENS_DEFAULT = 16
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _ROLES_REFUSED = ("tool", "function")
@@ -48,27 +50,26 @@ class Turn:
 
 @dataclass(frozen=True)
 class Ask:
-    """What a caller wants. ``prompt`` is a conversation, a text, or token ids; ``max_tokens`` None: as many as fit."""
+    """What a caller wants. ``prompt`` is a conversation, a text, or token ids; ``max_tokens`` None: as many as fit.
+
+    ``sampling`` is complete but for what only the base's text can tell: how many tokens fit, and which end an answer.
+    """
 
     kind: Kind
     model: str
     prompt: tuple[Turn, ...] | str | tuple[int, ...]
     max_tokens: int | None
     max_tokens_field: str
-    temperature: float
-    top_p: float
-    seed: int
-    stop: tuple[str, ...]
-    is_stream: bool
-    has_usage: bool
+    sampling: Sampling
+    num_choices: int = 1
+    stop: tuple[str, ...] = ()
+    is_eos_ignored: bool = False
+    is_stream: bool = False
+    has_usage: bool = False
 
     @property
     def prompt_field(self) -> str:
         return "messages" if self.kind is Kind.CHAT else "prompt"
-
-    def sampling(self, max_tokens: int, stop_token_ids: tuple[int, ...]) -> Sampling:
-        """Return the worker's form of this ask."""
-        return Sampling(max_tokens, self.seed, self.temperature, self.top_p, stop_token_ids)
 
 
 class _Probe(msgspec.Struct):
@@ -98,7 +99,12 @@ def _chat(raw: bytes, is_stream_default: bool) -> Ask:
     field = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
     max_tokens = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
     turns = tuple(_turn(index, message) for index, message in enumerate(body.messages))
-    return _ask(Kind.CHAT, body, turns, max_tokens, field, is_stream_default)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequest("top_logprobs", "needs 'logprobs': true")
+    num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    check_range("top_logprobs", num_logprobs, 0, _TOP_LOGPROBS_MAX)
+    sampling = sampling_of(body, max_tokens, num_logprobs, schema_of(body.response_format))
+    return _ask(Kind.CHAT, body, turns, max_tokens, field, sampling, is_stream_default)
 
 
 def _completion(raw: bytes, is_stream_default: bool) -> Ask:
@@ -114,7 +120,9 @@ def _completion(raw: bytes, is_stream_default: bool) -> Ask:
     else:
         raise InvalidRequest("prompt", "must be one text or one list of token ids")
     max_tokens = _COMPLETION_TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens
-    return _ask(Kind.COMPLETION, body, prompt, max_tokens, "max_tokens", is_stream_default)
+    check_range("logprobs", body.logprobs, 0, _LOGPROBS_MAX)
+    sampling = sampling_of(body, max_tokens, body.logprobs, "")
+    return _ask(Kind.COMPLETION, body, prompt, max_tokens, "max_tokens", sampling, is_stream_default)
 
 
 def _ask(
@@ -123,18 +131,14 @@ def _ask(
     prompt: tuple[Turn, ...] | str | tuple[int, ...],
     max_tokens: int | None,
     max_tokens_field: str,
+    sampling: Sampling,
     is_stream_default: bool,
 ) -> Ask:
-    temperature = 1.0 if body.temperature is None else body.temperature
-    top_p = 1.0 if body.top_p is None else body.top_p
     if max_tokens is not None and max_tokens < 1:
         raise InvalidRequest(max_tokens_field, "must be at least 1")
-    if not 0.0 <= temperature <= 2.0:
-        raise InvalidRequest("temperature", "must be between 0 and 2")
-    if not 0.0 < top_p <= 1.0:
-        raise InvalidRequest("top_p", "must be above 0 and at most 1")
-    if body.seed is not None and not -_SEED_MAX <= body.seed < _SEED_MAX:
-        raise InvalidRequest("seed", "must fit 64 bits")
+    num_choices = 1 if body.n is None else body.n
+    if not 1 <= num_choices <= _CHOICES_MAX:
+        raise InvalidRequest("n", f"must be between 1 and {_CHOICES_MAX}")
     is_stream = is_stream_default if body.stream is None else body.stream
     options = body.stream_options
     if options is not None and not is_stream:
@@ -145,11 +149,10 @@ def _ask(
         prompt=prompt,
         max_tokens=max_tokens,
         max_tokens_field=max_tokens_field,
-        temperature=temperature,
-        top_p=top_p,
-        # Every request has a seed, so that another attempt at it continues with the same noise.
-        seed=secrets.randbits(63) if body.seed is None else body.seed % _SEED_MAX,
+        sampling=sampling,
+        num_choices=num_choices,
         stop=_stops(body.stop),
+        is_eos_ignored=bool(body.ignore_eos),
         is_stream=is_stream,
         has_usage=_has_usage(options),
     )

@@ -2,6 +2,8 @@
 values of them, which ask for nothing, are listed below; any other value is refused by name.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -29,6 +31,20 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool_calls: object = None
 
 
+class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``schema`` is compiled by the library that guides decoding, and looked at by nobody else."""
+
+    name: str
+    schema: dict[str, object] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str
     temperature: float | None = None
@@ -39,11 +55,16 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    frequency_penalty: object = None
-    logit_bias: object = None
-    logprobs: object = None
-    n: object = None
-    presence_penalty: object = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    # Not OpenAI's, but what users of other servers send beside them.
+    ignore_eos: bool | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    top_k: int | None = None
 
 
 class ChatBody(_Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +75,9 @@ class ChatBody(_Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
     audio: object = None
     function_call: object = None
     functions: object = None
@@ -64,12 +88,10 @@ class ChatBody(_Common, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prompt_cache_options: object = None
     prompt_cache_retention: object = None
     reasoning_effort: object = None
-    response_format: object = None
     service_tier: object = None
     store: object = None
     tool_choice: object = None
     tools: object = None
-    top_logprobs: object = None
     verbosity: object = None
     web_search_options: object = None
 
@@ -78,27 +100,19 @@ class CompletionBody(_Common, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Body of ``POST /v1/completions``."""
 
     prompt: str | list[str | int]
+    logprobs: int | None = None
     best_of: object = None
     echo: object = None
     suffix: object = None
 
 
-_COMMON_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-}
-CHAT_NEUTRAL: dict[str, tuple[object, ...]] = _COMMON_NEUTRAL | {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+CHAT_NEUTRAL: dict[str, tuple[object, ...]] = {
     "tools": ([],),
     # Without tools there is nothing to choose from or to call in parallel.
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -111,9 +125,7 @@ CHAT_NEUTRAL: dict[str, tuple[object, ...]] = _COMMON_NEUTRAL | {
     "prompt_cache_retention": (),
     "web_search_options": (),
 }
-COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = _COMMON_NEUTRAL | {
-    # Here 0 already asks for the log probability of the chosen token.
-    "logprobs": (),
+COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),

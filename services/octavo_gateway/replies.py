@@ -1,10 +1,13 @@
 """OpenAI response bodies: whole answers, stream chunks, errors and the list of models."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
+from octavo_gateway.call import ShownToken
+from octavo_gateway.logprobs import Logprobs, LogprobsWriter
 from octavo_gateway.openai import Kind
 from octavo_shared.errors import Fields, OctavoError
 from octavo_shared.messages.generation import Timings
@@ -17,11 +20,18 @@ class OctavoUsage(msgspec.Struct, frozen=True):
     worker_id: str
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """``cached_tokens`` of the prompt were not computed again."""
+
+    cached_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     octavo: OctavoUsage
+    prompt_tokens_details: PromptTokensDetails
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -38,21 +48,21 @@ class AnswerMessage(msgspec.Struct, frozen=True):
 class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
-    logprobs: None
+    logprobs: Logprobs | None
     finish_reason: str | None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: AnswerMessage
-    logprobs: None
+    logprobs: Logprobs | None
     finish_reason: str
 
 
 class TextChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
-    logprobs: None
+    logprobs: Logprobs | None
     finish_reason: str | None
 
 
@@ -93,9 +103,23 @@ def error_body(error: OctavoError) -> bytes:
     return msgspec.json.encode(ErrorBody(detail))
 
 
+@dataclass
+class WholeChoice:
+    """One answer while it is collected."""
+
+    writer: LogprobsWriter
+    pieces: list[str] = field(default_factory=list)
+    tokens: list[ShownToken] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        return self.writer.write(self.tokens)
+
+
 @dataclass(frozen=True)
 class Scribe:
-    """Writes the JSON of one answer; ``model`` is the name that was asked for."""
+    """Writes the JSON of one request's answers; ``model`` is the name that was asked for."""
 
     kind: Kind
     request_id: str
@@ -108,35 +132,45 @@ class Scribe:
     def begin(cls, kind: Kind, request_id: str, model: str, system_fingerprint: str, *, has_usage: bool) -> "Scribe":
         return cls(kind, request_id, model, system_fingerprint, has_usage, int(time.time()))
 
-    def opening(self) -> bytes | None:
+    def opening(self, choice: int) -> bytes | None:
         """Return the first chunk of a chat stream, which names the role; text completions have none."""
-        return self._chunk(Delta(role="assistant", content="")) if self.kind is Kind.CHAT else None
+        if self.kind is not Kind.CHAT:
+            return None
+        return self._chunk(choice, Delta(role="assistant", content=""), "", None)
 
-    def piece(self, text: str) -> bytes:
-        return self._chunk(Delta(content=text), text)
+    def piece(self, choice: int, text: str, logprobs: Logprobs | None) -> bytes:
+        return self._chunk(choice, Delta(content=text), text, logprobs)
 
-    def closing(self, reason: str, usage: Usage) -> list[bytes]:
-        """Return the last chunks: the finish reason, then the usage if it was asked for."""
-        chunks = [self._chunk(Delta(), "", reason)]
-        if self.has_usage:
-            chunks.append(msgspec.json.encode(self._answer([], usage, is_chunk=True)))
-        return chunks
+    def closing(self, choice: int, reason: str, logprobs: Logprobs | None) -> bytes:
+        """Return the last chunk of one answer."""
+        return self._chunk(choice, Delta(), "", logprobs, reason)
 
-    def whole(self, text: str, reason: str, usage: Usage) -> bytes:
-        """Return the body of an answer that was not streamed."""
+    def usage(self, usage: Usage) -> bytes:
+        """Return the chunk behind all answers, for a caller that asked for it."""
+        return msgspec.json.encode(self._answer([], usage, is_chunk=True))
+
+    def whole(self, answers: Sequence[WholeChoice], usage: Usage) -> bytes:
+        """Return the body of answers that were not streamed."""
         choices: list[ChatChoice] | list[TextChoice]
         if self.kind is Kind.CHAT:
-            choices = [ChatChoice(0, AnswerMessage("assistant", text), None, reason)]
+            choices = [
+                ChatChoice(index, AnswerMessage("assistant", "".join(one.pieces)), one.logprobs, one.reason)
+                for index, one in enumerate(answers)
+            ]
         else:
-            choices = [TextChoice(0, text, None, reason)]
+            choices = [
+                TextChoice(index, "".join(one.pieces), one.logprobs, one.reason) for index, one in enumerate(answers)
+            ]
         return msgspec.json.encode(self._answer(choices, usage, is_chunk=False))
 
-    def _chunk(self, delta: Delta, text: str = "", reason: str | None = None) -> bytes:
+    def _chunk(
+        self, choice: int, delta: Delta, text: str, logprobs: Logprobs | None, reason: str | None = None
+    ) -> bytes:
         choices: list[ChunkChoice] | list[TextChoice]
         if self.kind is Kind.CHAT:
-            choices = [ChunkChoice(0, delta, None, reason)]
+            choices = [ChunkChoice(choice, delta, logprobs, reason)]
         else:
-            choices = [TextChoice(0, text, None, reason)]
+            choices = [TextChoice(choice, text, logprobs, reason)]
         usage = None if self.has_usage else msgspec.UNSET
         return msgspec.json.encode(self._answer(choices, usage, is_chunk=True))
 

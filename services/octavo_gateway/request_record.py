@@ -9,7 +9,7 @@ from octavo_gateway.attempt import Plan
 from octavo_gateway.openai import Ask
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import OctavoError
-from octavo_shared.messages.generation import Started, Timings
+from octavo_shared.messages.generation import Finished, Started, Timings
 from octavo_shared.telemetry import current_trace_id, log
 
 _CLIENT_CLOSED = 499
@@ -57,6 +57,13 @@ class RequestRecord:
         if self.ttft_ms is None and self.started is not None:
             self.ttft_ms = now_ms() - self.at_ms
             metrics.TTFT.labels(self.started.tier.value).observe(self.ttft_ms / 1000)
+
+    def end(self, finished: Finished | None, num_completion_tokens: int) -> None:
+        """Note how the first answer ended (None: by a stop string) and how much was generated in all."""
+        self.num_completion_tokens = num_completion_tokens
+        self.reason = finished.reason.value if finished else "stop"
+        if finished is not None:
+            self.timings = finished.timings
 
     def finish(self, error: OctavoError | None, span: Span) -> None:
         """Write the log line and the metrics of a request that has ended."""

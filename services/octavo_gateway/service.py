@@ -26,6 +26,7 @@ from octavo_shared.messages.fleet import Heartbeat
 from octavo_shared.messages.generation import LEASE_INTERVAL_MS, Lease
 from octavo_shared.objects import ObjectStore
 from octavo_shared.service import http_server, run_service
+from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
 
 _DRAIN_S = 10.0
@@ -90,9 +91,7 @@ class Gateway:
                     self.admission.close()
                     await self._front.drain(_DRAIN_S)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
 
     async def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         self.fleet.apply(heartbeat)

@@ -12,10 +12,12 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
 from octavo_gateway.openai import Ask, Turn
 from octavo_shared.errors import ContextExceeded, DependencyUnavailable, InvalidRequest, Overloaded
+from octavo_shared.guidance import grammar_of
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Fingerprint
@@ -27,6 +29,8 @@ _THREADS_MAX = 2
 _TOKENISE_TIMEOUT_S = 10.0
 _BUSY_RETRY_AFTER_S = 2
 _BASES_MAX = 8
+_SCHEMA_FIELD = "response_format"
+_PROBLEM_CHARS_MAX = 300
 _FETCH_TIMEOUT_S = 25.0
 
 
@@ -72,7 +76,8 @@ class BaseText:
         self.tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self._num_vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        self.num_vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=True)
+        self._guide = LLTokenizer(tokenizer_json.decode(), n_vocab=self.num_vocabulary, eos_token=_eos(manifest))
         self._template = _compile(manifest.chat_template) if manifest.chat_template else None
 
     def render(self, turns: tuple[Turn, ...]) -> str:
@@ -102,8 +107,8 @@ class BaseText:
         if turns:
             return self._tokens_of(self.render(turns), has_special=False)
         tokens = tuple(part for part in ask.prompt if isinstance(part, int))
-        if not all(0 <= token < self._num_vocabulary for token in tokens):
-            raise InvalidRequest("prompt", f"holds a token id outside 0 to {self._num_vocabulary - 1}")
+        if not all(0 <= token < self.num_vocabulary for token in tokens):
+            raise InvalidRequest("prompt", f"holds a token id outside 0 to {self.num_vocabulary - 1}")
         return tokens
 
     def _tokens_of(self, text: str, *, has_special: bool) -> tuple[int, ...]:
@@ -123,6 +128,29 @@ class BaseText:
         except TimeoutError:
             raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S) from None
 
+    def spelling(self, token: int) -> tuple[str, bytes | None]:
+        """Return a token's text and its bytes, which may be a part of a character only; special ones have none."""
+        if self._guide.is_special_token(token):
+            return str(self.tokenizer.id_to_token(token) or ""), None
+        raw = self._guide.decode_bytes([token])
+        return raw.decode(errors="replace"), raw
+
+    async def check_schema(self, schema: str) -> None:
+        """Raise ``InvalidRequest`` when no answer could be guided by ``schema``; compiled on a thread."""
+
+        def problem() -> str:
+            return str(LLMatcher.validate_grammar(grammar_of(schema), self._guide))
+
+        try:
+            async with asyncio.timeout(_TOKENISE_TIMEOUT_S):
+                found = await asyncio.get_running_loop().run_in_executor(self._threads, problem)
+        except TimeoutError:
+            raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S) from None
+        except ValueError as error:
+            found = str(error)
+        if found:
+            raise InvalidRequest(_SCHEMA_FIELD, f"cannot be compiled: {found[:_PROBLEM_CHARS_MAX]}")
+
     @staticmethod
     def max_tokens(ask: Ask, num_prompt_tokens: int, context: int) -> int:
         """Return how many tokens may be generated within ``context`` tokens, prompt and answer together.
@@ -141,6 +169,10 @@ class BaseText:
                 context_tokens=context,
             )
         return wanted if wanted is not None else context - num_prompt_tokens
+
+
+def _eos(manifest: BaseManifest) -> list[int] | None:
+    return list(manifest.stop_token_ids) or None
 
 
 def _num_chars(ask: Ask) -> int:

@@ -1,7 +1,8 @@
 """From a request's events to the JSON that its caller reads; shared by HTTP and NATS."""
 
-from octavo_gateway.front import Call, End, Head, Piece
-from octavo_gateway.replies import OctavoUsage, Scribe, Usage
+from octavo_gateway.call import Call, ChoiceEnd, End, Head, Piece
+from octavo_gateway.logprobs import LogprobsWriter
+from octavo_gateway.replies import OctavoUsage, PromptTokensDetails, Scribe, Usage, WholeChoice
 from octavo_shared.messages.generation import Timings
 
 
@@ -15,7 +16,7 @@ def headers_of(head: Head) -> dict[str, str]:
 
 
 def scribe_of(head: Head) -> Scribe:
-    """Return the writer of this answer."""
+    """Return the writer of these answers."""
     ask = head.ask
     return Scribe.begin(ask.kind, head.request_id, ask.model, head.started.base, has_usage=ask.has_usage)
 
@@ -28,15 +29,21 @@ def usage_of(head: Head, end: End) -> Usage:
         end.num_completion_tokens,
         end.num_prompt_tokens + end.num_completion_tokens,
         OctavoUsage(timings, end.worker_id),
+        PromptTokensDetails(end.num_cached_tokens),
     )
 
 
 async def whole_answer(call: Call, head: Head) -> bytes:
-    """Return the body of an answer that is not streamed; raises the error that ended it."""
-    pieces = []
-    while isinstance(event := await call.next(), Piece):
-        pieces.append(event.text)
-    return scribe_of(head).whole("".join(pieces), event.reason, usage_of(head, event))
+    """Return the body of answers that are not streamed; raises the error that ended them."""
+    choices = [WholeChoice(LogprobsWriter(head.ask)) for _ in range(head.ask.num_choices)]
+    while not isinstance(event := await call.next(), End):
+        choice = choices[event.choice]
+        choice.tokens.extend(event.tokens)
+        if isinstance(event, Piece):
+            choice.pieces.append(event.text)
+        else:
+            choice.reason = event.reason
+    return scribe_of(head).whole(choices, usage_of(head, event))
 
 
 class ChunkReader:
@@ -46,8 +53,9 @@ class ChunkReader:
         self._call = call
         self._head = head
         self._scribe = scribe_of(head)
-        opening = self._scribe.opening()
-        self._ready = [opening] if opening is not None else []
+        self._logprobs = [LogprobsWriter(head.ask) for _ in range(head.ask.num_choices)]
+        self._num_running = head.ask.num_choices
+        self._ready = [opening for index in range(self._num_running) if (opening := self._scribe.opening(index))]
         self._is_ended = False
 
     @property
@@ -56,10 +64,21 @@ class ChunkReader:
 
     async def next(self) -> bytes:
         """Return the next chunk; raises the error that ended the request."""
-        if not self._ready:
-            event = await self._call.next()
-            if isinstance(event, Piece):
-                return self._scribe.piece(event.text)
-            self._is_ended = True
-            self._ready = self._scribe.closing(event.reason, usage_of(self._head, event))
+        while not self._ready:
+            await self._take()
         return self._ready.pop(0)
+
+    async def _take(self) -> None:
+        match await self._call.next():
+            case Piece(choice, text, tokens):
+                self._ready.append(self._scribe.piece(choice, text, self._logprobs[choice].write(tokens)))
+            case ChoiceEnd(choice, reason, tokens):
+                self._ready.append(self._scribe.closing(choice, reason, self._logprobs[choice].write(tokens)))
+                self._num_running -= 1
+                # Without a usage chunk the last answer's end is the stream's, so ``End`` is awaited with it.
+                if self._num_running == 0:
+                    end = await self._call.next()
+                    assert isinstance(end, End), "nothing follows the last answer but the end"
+                    self._is_ended = True
+                    if self._scribe.has_usage:
+                        self._ready.append(self._scribe.usage(usage_of(self._head, end)))

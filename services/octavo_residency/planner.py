@@ -16,6 +16,8 @@ _REPEAT_MS = 200.0
 """A second demand within this time adds nothing to an order that is on its way."""
 _EVICTED_MS = 1_000.0
 """After a commanded eviction the view may still say resident for this long: heartbeats on their way are older."""
+_ORDERED_MS = 60_000.0
+"""Longer than a load takes with all its deadlines: by then heartbeats show it, or it has failed."""
 _NUM_ORDERS_REMEMBERED = 10_000
 
 _TIERS = (Tier.RESIDENT, Tier.WARM, Tier.LOCAL)
@@ -58,6 +60,10 @@ class Planner:
     def on_heartbeat(self, worker_id: WorkerId, worker: WorkerView, now_ms: float) -> list[Evict]:
         """Return the evictions that bring every tier above ``HIGH_WATER`` down to ``LOW_WATER``.
 
+        Counted are nearest copies alone, because those are what an eviction frees. A tier may hold as many bytes
+        again for adapters that are nearer too; no order of this manager can free them, and the worker's own bound
+        sees to them whenever it takes something in.
+
         Lowest scores first, never a pinned one; fewer than needed when nothing else is idle. Nothing while the
         view of this worker is incomplete: what is not known to be idle is not evicted.
         """
@@ -66,19 +72,25 @@ class Planner:
         orders: list[Evict] = []
         for tier in _TIERS:
             use = _use_of(worker, tier)
-            is_full = use.used_bytes > HIGH_WATER * use.budget_bytes
+            high_bytes = HIGH_WATER * use.budget_bytes
+            # What is used bounds what is nearest, and is there without adding up.
+            is_full = use.used_bytes > high_bytes and worker.nearest_bytes(tier) > high_bytes
             if is_full or worker.last.is_snapshot:
                 self._follow(worker_id, worker, tier, now_ms)
             if is_full:
-                excess_bytes = use.used_bytes - int(LOW_WATER * use.budget_bytes)
+                excess_bytes = worker.nearest_bytes(tier) - int(LOW_WATER * use.budget_bytes)
                 pinned = {key for key, placed in worker.placed.items() if placed.num_pins > 0}
                 chosen = self._policy(worker_id, tier).choose(excess_bytes, pinned)
                 orders += [Evict(adapter_id, digest, _BELOW[tier]) for adapter_id, digest in chosen]
         return orders
 
-    def ordered_to(self, key: PackKey) -> list[WorkerId]:
-        """Return workers that were lately ordered to load ``key``; their heartbeats may not show it yet."""
-        return [worker_id for worker_id, ordered in self._ordered if ordered == key]
+    def ordered_to(self, key: PackKey, now_ms: float) -> list[WorkerId]:
+        """Return workers that were ordered to load ``key`` lately; their heartbeats may not show it yet."""
+        return [
+            worker_id
+            for (worker_id, ordered), at_ms in self._ordered.items()
+            if ordered == key and now_ms - at_ms < _ORDERED_MS
+        ]
 
     def commanded(self, worker_id: WorkerId, order: Evict, now_ms: float) -> None:
         """The worker dropped an adapter on somebody's command: the next demand for it must order it again."""

@@ -36,6 +36,7 @@ from octavo_shared.messages.fleet import (
 )
 from octavo_shared.references import WorkerId
 from octavo_shared.service import probes, run_service
+from octavo_shared.tasks import end
 from octavo_shared.telemetry import log, tracer
 
 _ORDER_TIMEOUT_S = 2.0
@@ -72,9 +73,7 @@ class Residency:
             yield
         finally:
             self.is_ready = False
-            for task in [watch, *self._tasks]:
-                task.cancel()
-            await asyncio.gather(watch, *self._tasks, return_exceptions=True)
+            await end(watch, *self._tasks)
 
     async def evict(self, command: EvictCommand) -> EvictReport:
         """Drop an adapter's copies above ``command.tier`` on every worker that is not known to lack it.
@@ -85,7 +84,7 @@ class Residency:
         key = (adapter.adapter_id, adapter.digest)
         order = Evict(adapter.adapter_id, adapter.digest, command.tier)
         # A worker of which a snapshot is still awaited, or whose load has just been ordered, may hold it unheard.
-        unheard = {*self._fleet.incomplete(), *self._planner.ordered_to(key)}
+        unheard = {*self._fleet.incomplete(), *self._planner.ordered_to(key, now_ms())}
         asked = sorted({*self._fleet.holders(key), *(w for w in unheard if self._fleet.worker(w) is not None)})
         evicted: list[WorkerId] = []
         pinned: list[WorkerId] = []

@@ -26,6 +26,10 @@ class WorkerView:
         """Return what this worker holds in ``tier`` as its nearest copy."""
         return [placed for placed in self.placed.values() if placed.tier is tier]
 
+    def nearest_bytes(self, tier: Tier) -> int:
+        """Return the bytes of what has its nearest copy in ``tier``."""
+        return sum(placed.size_bytes for placed in self.in_tier(tier))
+
     def tier_of(self, key: PackKey) -> Tier:
         """Return where ``key`` is; COLD when it is not here, or not known to be."""
         placed = self.placed.get(key)

@@ -154,10 +154,13 @@ class GenerationServer:
                 del self._heard_ms[gateway_id]
 
     async def deliver(self, events: Sequence[StepEvent]) -> None:
-        """Send what one step brought, in order. Events of attempts that have ended here are dropped."""
+        """Send what one step brought, in order. Of attempts that have ended here already, nothing is sent."""
         for event in events:
             request = self._open.get(event.request_id)
             if request is None:
+                if isinstance(event, SequenceFinished | SequenceFailed):
+                    # Given up here before: only now are its pages and its pin free.
+                    self._loader.room_changed()
                 continue
             match event:
                 case SequenceStarted():
@@ -167,7 +170,11 @@ class GenerationServer:
                 case TokensDecoded():
                     metrics.TOKENS.inc(len(event.tokens))
                     chunk = TokenChunk(
-                        request.generate.request_id, request.generate.attempt, event.first_index, event.tokens
+                        request.generate.request_id,
+                        request.generate.attempt,
+                        event.first_index,
+                        event.tokens,
+                        event.logprobs,
                     )
                     await self._send(request, chunk)
                 case SequenceFinished():

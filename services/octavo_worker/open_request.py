@@ -81,6 +81,7 @@ class OpenRequest:
             num_prompt_tokens=event.num_prompt_tokens,
             num_completion_tokens=event.num_completion_tokens,
             timings=self._timings(event.timings),
+            num_cached_tokens=event.num_reused_tokens,
         )
 
     def end_span(self, event: SequenceFinished | None, refusal: Refusal | None) -> None:

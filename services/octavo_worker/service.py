@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from octavo_shared.bus import Bus
-from octavo_shared.errors import DependencyUnavailable, InternalError
-from octavo_shared.manifest import BaseManifest, publish_base
+from octavo_shared.config import ConfigError
+from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.manifest import BaseManifest, ManifestConflict, publish_base
 from octavo_shared.objects import ObjectStore
 from octavo_shared.service import probes, run_service
 from octavo_shared.telemetry import log
@@ -27,17 +28,17 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
-    """Run a worker until ``stop`` is set; raises ``InternalError`` when its engine fails."""
+    """Run a worker until ``stop`` is set.
+
+    Raises ``ConfigError`` when what its settings name cannot be served, ``InternalError`` when its engine fails.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    set_num_threads()
     is_ready = False
     async with probes(settings, lambda: is_ready):
         base = await asyncio.to_thread(_load, settings)
-        engine = Engine(
-            base,
-            new_arena(base, settings.arena_bytes),
-            EngineLimits(num_running_max=settings.num_running_max, num_waiting_max=settings.num_waiting_max),
-        )
+        engine = _engine(base, settings)
+        await asyncio.to_thread(engine.warm)
         # The base lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -57,23 +58,46 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             gc.unfreeze()
 
 
+def set_num_threads() -> None:
+    """Compute on every core that this process may use, unless ``OMP_NUM_THREADS`` says on how many.
+
+    A container's share of a machine's cores is not in its affinity, so there only the variable can tell.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
 def _load(settings: WorkerSettings) -> BaseModel:
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
     try:
         base = load_base(Path(settings.base_dir), settings.device, dtype)
     except UnsupportedBase as refusal:
-        log.error("base_refused", detail=str(refusal))
-        raise InternalError() from refusal
+        # Where an architecture's own code failed, the sentence may not be enough to find out why.
+        log.debug("base_refused", exc_info=refusal)
+        raise ConfigError(f"OCTAVO_BASE_DIR={settings.base_dir!r} cannot be served: {refusal}") from None
     log.info("base_loaded", base=base.fingerprint, name=base.manifest.name, dtype=base.manifest.dtype)
     return base
 
 
+def _engine(base: BaseModel, settings: WorkerSettings) -> Engine:
+    limits = EngineLimits(num_running_max=settings.num_running_max, num_waiting_max=settings.num_waiting_max)
+    try:
+        return Engine(base, new_arena(base, settings.arena_bytes), limits)
+    except ValueError as problem:
+        raise ConfigError(f"OCTAVO_ARENA_BYTES={settings.arena_bytes} is invalid: {problem}") from None
+
+
 async def _publish(store: ObjectStore, manifest: BaseManifest, tokenizer_json: bytes, stop: asyncio.Event) -> bool:
-    """Publish the base, waiting for S3 while it is not there; False when told to stop meanwhile."""
+    """Publish the base, waiting for S3 while it is not there; False when told to stop meanwhile.
+
+    Raises ``ConfigError`` when another manifest is there under the same fingerprint.
+    """
     for _ in range(_PUBLISH_TRIES_MAX):
         try:
             await store.ensure_bucket()
             await publish_base(store, manifest, tokenizer_json)
+        except ManifestConflict as conflict:
+            raise ConfigError(str(conflict)) from None
         except DependencyUnavailable:
             log.warning("base_not_published_yet", base=manifest.fingerprint)
         else:

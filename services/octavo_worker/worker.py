@@ -14,6 +14,7 @@ from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.fleet import Heartbeat, TierUse, WorkerState
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import WorkerId
+from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
 from octavo_worker.adapters.disk_cache import DiskCache
@@ -32,6 +33,9 @@ _IO_THREADS_MAX = 4
 
 class ServedEngine(Device, Generator, Steps, Protocol):
     """All that a worker asks of an engine."""
+
+    @property
+    def context_tokens(self) -> int: ...
 
     def load(self) -> EngineLoad: ...
 
@@ -160,6 +164,7 @@ class Worker:
             resident=TierUse(parts.loader.resident_bytes, parts.loader.resident_budget_bytes),
             warm=TierUse(parts.warm.used_bytes, parts.warm.budget_bytes),
             local=TierUse(parts.local.used_bytes, parts.local.budget_bytes),
+            context_tokens=self._engine.context_tokens,
         )
 
     async def _deliver(self) -> None:
@@ -186,6 +191,4 @@ async def _tasks(on_failure: Callable[[], None], **work: Coroutine[Any, Any, Non
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)

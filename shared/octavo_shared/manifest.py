@@ -36,11 +36,37 @@ def _folder(fingerprint: Fingerprint) -> str:
     return f"bases/{fingerprint.removeprefix('sha256:')}"
 
 
+class ManifestConflict(Exception):
+    """Another manifest is published under the same fingerprint; the message is one sentence."""
+
+
 async def publish_base(store: ObjectStore, manifest: BaseManifest, tokenizer_json: bytes) -> None:
-    """Store a base's manifest and tokenizer; publishing the same base again changes nothing."""
+    """Store a base's manifest and tokenizer; publishing the same base again changes nothing.
+
+    Gateways and identity read what is published, so it is never replaced under their feet: raises
+    ``ManifestConflict`` when it differs. The name may differ, being only that of a directory; the first one stays.
+    """
     folder = _folder(manifest.fingerprint)
-    await store.write(f"{folder}/tokenizer.json", tokenizer_json)
-    await store.write(f"{folder}/manifest.json", msgspec.json.encode(manifest))
+    try:
+        published = await fetch_base(store, manifest.fingerprint)
+    except msgspec.MsgspecError:
+        raise ManifestConflict(f"{folder}/manifest.json is there and is not a base manifest") from None
+    if published is None:
+        await store.write(f"{folder}/tokenizer.json", tokenizer_json)
+        await store.write(f"{folder}/manifest.json", msgspec.json.encode(manifest))
+    elif differing := _differing(*published, manifest, tokenizer_json):
+        raise ManifestConflict(
+            f"{folder} already describes this base otherwise ({', '.join(differing)}); "
+            "remove it there if no worker serves it any more"
+        )
+
+
+def _differing(
+    published: BaseManifest, published_tokenizer: bytes, manifest: BaseManifest, tokenizer_json: bytes
+) -> list[str]:
+    names = [name for name in manifest.__struct_fields__ if getattr(published, name) != getattr(manifest, name)]
+    names += ["tokenizer"] if published_tokenizer != tokenizer_json else []
+    return [name for name in names if name != "name"]
 
 
 async def fetch_base(store: ObjectStore, fingerprint: Fingerprint) -> tuple[BaseManifest, bytes] | None:

@@ -72,7 +72,7 @@ async def test_nats_entry_refuses_in_openais_form(world: World) -> None:
     cases = (
         (world.body(), None, "unauthenticated"),
         (world.body(), world.bob, "adapter_not_found"),
-        (world.body(n=2), world.alice, "unsupported_parameter"),
+        (world.body(store=True), world.alice, "unsupported_parameter"),
         (b"{", world.alice, "invalid_request"),
         (world.body(), world.alice, "no_worker"),
     )

@@ -11,13 +11,14 @@ import pytest
 
 from octavo_gateway.credentials import new_key
 from octavo_shared.config import StoreSettings
-from octavo_shared.errors import AdapterUnavailable
+from octavo_shared.errors import AdapterRefused, AdapterUnavailable
 from octavo_shared.messages.fleet import Placed
-from octavo_shared.messages.generation import Tier
+from octavo_shared.messages.generation import Tier, TokenChunk, TokenLogprobs
 from support.fakes import BASE, BASE_NAME, CONTEXT_TOKENS, Exchange, chunks_of
 from support.gateway_world import ANSWER, World, gateway_world
 
 CHAT = "/v1/chat/completions"
+UNCOMPILABLE = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "object"}}}}
 
 
 @pytest.fixture
@@ -96,6 +97,82 @@ async def test_stream_is_openais(world: World) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
+async def test_several_choices_are_generated_apart_and_told_by_their_index(world: World) -> None:
+    worker = await world.add_worker("w1", lambda exchange: exchange.answer(world.tokens))
+    whole = (await world.http.post(CHAT, json=world.body(n=3, seed=5), headers=world.key())).json()
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in whole["choices"]} == {ANSWER}
+    assert whole["usage"]["completion_tokens"] == 3 * len(world.tokens)
+    assert whole["usage"]["prompt_tokens"] == len(worker.received[0].prompt)
+    assert sorted(generate.sampling.choice for generate in worker.received) == [0, 1, 2]
+    assert {generate.sampling.seed for generate in worker.received} == {5}
+    assert len({generate.request_id for generate in worker.received}) == 3
+    body = world.body(n=2, stream=True, stream_options={"include_usage": True})
+    async with world.http.stream("POST", CHAT, json=body, headers=world.key()) as response:
+        data = await chunks_of(response.aiter_lines())
+    assert data.pop() == "[DONE]"
+    chunks = [json.loads(item) for item in data]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 2 * len(world.tokens)
+    for index in range(2):
+        mine = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in mine) == ANSWER
+        assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["stop"]
+
+
+async def test_one_failing_choice_ends_the_request_and_cancels_the_others(world: World) -> None:
+    async def script(exchange: Exchange) -> None:
+        if exchange.generate.sampling.choice == 1:
+            await exchange.failed(AdapterRefused("not_finite", "the adapter's answer is not a number"))
+        else:
+            await exchange.is_cancelled.wait()
+
+    worker = await world.add_worker("w1", script)
+    response = await world.http.post(CHAT, json=world.body(n=3), headers=world.key())
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "adapter_refused")
+    async with asyncio.timeout(5):
+        assert len({await worker.cancelled.get() for _ in range(2)}) == 2
+
+
+async def test_logprobs_have_openais_forms(world: World) -> None:
+    def told(token: int) -> TokenLogprobs:
+        return TokenLogprobs(-0.5, ((token, -0.5), (1, -2.0)))
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.started()
+        tokens = world.tokens
+        for index, token in enumerate(tokens):
+            generate = exchange.generate
+            await exchange.send(TokenChunk(generate.request_id, generate.attempt, index, (token,), (told(token),)))
+        await exchange.finished(len(tokens))
+
+    await world.add_worker("w1", script)
+    asked = {"logprobs": True, "top_logprobs": 2}
+    whole = (await world.http.post(CHAT, json=world.body(**asked), headers=world.key())).json()
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert len(content) == len(world.tokens)
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == ANSWER
+    assert content[0]["logprob"] == -0.5
+    assert [top["token"] for top in content[0]["top_logprobs"]] == [content[0]["token"], "<|im_start|>"]
+    assert content[0]["top_logprobs"][1]["bytes"] is None
+    async with world.http.stream("POST", CHAT, json=world.body(stream=True, **asked), headers=world.key()) as response:
+        data = await chunks_of(response.aiter_lines())
+    streamed = [
+        token
+        for item in data
+        if item != "[DONE]"
+        for choice in json.loads(item)["choices"]
+        for token in (choice["logprobs"] or {"content": []})["content"]
+    ]
+    assert streamed == content
+    text = {"model": "alice/diary", "prompt": "hi", "max_tokens": 200, "logprobs": 2}
+    legacy = (await world.http.post("/v1/completions", json=text, headers=world.key())).json()
+    logprobs = legacy["choices"][0]["logprobs"]
+    assert set(logprobs) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    assert logprobs["token_logprobs"] == [-0.5] * len(world.tokens)
+    assert logprobs["text_offset"][1] == len(logprobs["tokens"][0])
+
+
 async def test_openai_client_works(world: World) -> None:
     await answering(world)
     async with openai.AsyncOpenAI(api_key=world.alice, base_url=f"{world.http.base_url}/v1", max_retries=0) as client:
@@ -152,8 +229,11 @@ async def test_every_refusal_is_openais_error_body(world: World) -> None:
         (404, "adapter_not_found", None, world.body(model="alice/none"), world.key()),
         (400, "invalid_request", "model", world.body(model="Not A Name"), world.key()),
         (400, "invalid_request", "temperature", world.body(temperature="hot"), world.key()),
-        (400, "unsupported_parameter", "n", world.body(n=2), world.key()),
-        (400, "invalid_request", "top_k", world.body(top_k=2), world.key()),
+        (400, "unsupported_parameter", "store", world.body(store=True), world.key()),
+        (400, "invalid_request", "top_kk", world.body(top_kk=2), world.key()),
+        (400, "invalid_request", "n", world.body(n=100), world.key()),
+        (400, "invalid_request", "logit_bias", world.body(logit_bias={"999999": 1}), world.key()),
+        (400, "invalid_request", "response_format", world.body(response_format=UNCOMPILABLE), world.key()),
         (
             400,
             "context_length_exceeded",

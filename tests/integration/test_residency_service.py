@@ -142,7 +142,7 @@ async def test_manager_keeps_every_tier_below_its_high_water(
             adapter = await rig.put_tiny(name, seed)
             await rig.caller.ask(adapter)
             if tier is not Tier.RESIDENT:
-                # Only the nearest copy is in the view, so that is where it has to be for the manager to see it.
+                # A tier's nearest copies are what the manager relieves; copies of what is nearer are the worker's.
                 await rig.worker.loader.evict((adapter.adapter_id, adapter.digest), tier)
 
         def is_relieved(seen: View) -> bool:

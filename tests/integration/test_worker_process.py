@@ -1,5 +1,6 @@
 """The real thing: ``octavo-worker`` and ``octavo-residency`` as processes, on the real base, NATS and S3."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from octavo_cli.processes import Process, answers_http, free_port
 from octavo_shared import subjects
@@ -26,6 +28,7 @@ from octavo_shared.references import WorkerId
 from octavo_shared.safetensors_form import RawTensor
 from octavo_worker.prepare_base import default_folder, prepare_base
 from support.adapters import raw
+from support.engines import TINY_LLAMA, save_base
 from support.worker_rig import Caller, handle_of
 
 READY_S = 120.0
@@ -138,3 +141,40 @@ async def test_real_worker_serves_base_and_adapter_and_stops_in_order(
         process.kill(signal.SIGTERM)
         assert (await talk.until_end()).finished.reason is FinishReason.LENGTH
     store.close()
+
+
+async def _refusal(environ: dict[str, str]) -> str:
+    """Run a worker that has to refuse at start; returns what it says."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from octavo_worker.service import main; main()",
+        env=environ,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(READY_S):
+            _, said = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    assert child.returncode == 2
+    return said.decode()
+
+
+async def test_a_base_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=97, hidden_size=64, num_hidden_layers=2, state_size=8, max_position_embeddings=64)
+    folder = save_base(MambaForCausalLM(config), tmp_path / "base")
+    said = await _refusal(_worker_environ(StoreSettings(), tmp_path, folder) | {"OCTAVO_HTTP_PORT": "0"})
+    assert "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"worker: OCTAVO_BASE_DIR={str(folder)!r} cannot be served: this architecture")
+
+
+async def test_an_arena_that_holds_no_page_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = save_base(LlamaForCausalLM(TINY_LLAMA), tmp_path / "base")
+    environ = _worker_environ(StoreSettings(), tmp_path, folder)
+    said = await _refusal(environ | {"OCTAVO_HTTP_PORT": "0", "OCTAVO_ARENA_BYTES": "1000"})
+    assert said.splitlines()[-1].startswith("worker: OCTAVO_ARENA_BYTES=1000 is invalid: an arena needs pages")
+    assert "Traceback" not in said

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from octavo_cli.local_servers import NatsServer, S3Server
 from octavo_shared import subjects
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InternalError
+from octavo_shared.manifest import ManifestConflict, fetch_base, publish_base
 from octavo_shared.messages.fleet import Evict, Heartbeat, OrderDone, Prefetch, WorkerState
 from octavo_shared.messages.generation import (
     AdapterHandle,
@@ -27,6 +29,7 @@ from octavo_shared.messages.generation import (
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Digest, Fingerprint
 from octavo_worker.settings import Cadence
+from support.adapters import TINY_BASE
 from support.fake_engine import FakeEngine
 from support.worker_rig import QUICK, HeartbeatLog, Rig, handle_of, running_worker, tiny_pack, worker_settings
 
@@ -101,6 +104,84 @@ async def test_evict_of_an_adapter_in_use_is_refused(store_settings: StoreSettin
         await rig.caller.bus.publish(subjects.worker("w1", "cancel"), Cancel("long"))
         assert (await talk.until_end()).finished.reason is FinishReason.CANCELLED
         assert (await evict(rig, adapter, Tier.COLD)).is_done
+
+
+async def test_evict_says_gone_only_once_the_rows_have_left_the_device(
+    store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    engine, may_leave = FakeEngine(), threading.Event()
+    async with running_worker(worker_settings(store_settings, tmp_path), engine) as rig:
+        adapter = await rig.put_tiny()
+        await rig.caller.ask(adapter)
+        engine.before_evict = lambda: may_leave.wait(10)
+        try:
+            # The first order's rows are on their way out when the second one arrives.
+            orders = [asyncio.create_task(evict(rig, adapter, Tier.COLD)) for _ in range(2)]
+            done, _ = await asyncio.wait(orders, timeout=0.5)
+            assert not done
+            assert len(engine.residency()) == 1
+        finally:
+            may_leave.set()
+        assert await asyncio.gather(*orders) == [OrderDone(True, Tier.COLD)] * 2
+        assert engine.residency() == []
+
+
+async def test_a_load_that_meets_an_eviction_brings_the_rows_back(
+    store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    engine, may_leave = FakeEngine(), threading.Event()
+    async with running_worker(worker_settings(store_settings, tmp_path), engine) as rig:
+        adapter = await rig.put_tiny()
+        await rig.caller.ask(adapter)
+        engine.before_evict = lambda: may_leave.wait(10)
+        leaving = asyncio.create_task(evict(rig, adapter, Tier.WARM))
+        key = (adapter.adapter_id, adapter.digest)
+        while rig.worker.loader.find(key) is Tier.RESIDENT:
+            await asyncio.sleep(0.01)
+        loading = asyncio.create_task(rig.worker.loader.load(adapter))
+        await asyncio.wait([loading], timeout=0.3)
+        may_leave.set()
+        await leaving
+        assert (await loading).tier is Tier.WARM
+        assert [k for k, _, _ in engine.residency()] == [key]
+        assert rig.worker.loader.find(key) is Tier.RESIDENT
+
+
+async def test_a_load_that_waits_for_room_begins_when_a_given_up_sequence_has_really_ended(
+    store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    num_pages = -(-len(tiny_pack()) // 1024)
+    # Room for one adapter, and steps so slow that the load looks again long before the engine has let go.
+    engine = FakeEngine(num_pages=num_pages, step_s=0.4)
+    settings = worker_settings(store_settings, tmp_path, resident_share=0.99)
+    async with running_worker(settings, engine) as rig:
+        first, second = await rig.put_tiny("a", 1), await rig.put_tiny("b", 2)
+        talk = await rig.caller.send(first, max_tokens=ENDLESS, budget_ms=2_500)
+        assert isinstance(await talk.next(), Started)
+        waiting = await rig.caller.send(second, max_tokens=1)
+        assert (await talk.until_end()).error_code == "deadline_exceeded"
+        async with asyncio.timeout(8):
+            assert (await waiting.until_end()).tokens == [5]
+
+
+async def test_a_published_base_is_never_replaced_by_another_manifest(store_settings: StoreSettings) -> None:
+    store = ObjectStore(store_settings)
+    try:
+        await store.ensure_bucket()
+        await publish_base(store, TINY_BASE, b"{}")
+        await publish_base(store, msgspec.structs.replace(TINY_BASE, name="another-directory"), b"{}")
+        assert await fetch_base(store, TINY_BASE.fingerprint) == (TINY_BASE, b"{}")
+        other = msgspec.structs.replace(TINY_BASE, chat_template="{{ messages }}", stop_token_ids=(1,))
+        with pytest.raises(ManifestConflict, match=r"otherwise \(chat_template, stop_token_ids\)"):
+            await publish_base(store, other, b"{}")
+        with pytest.raises(ManifestConflict, match=r"otherwise \(tokenizer\)"):
+            await publish_base(store, TINY_BASE, b"[]")
+        assert await fetch_base(store, TINY_BASE.fingerprint) == (TINY_BASE, b"{}")
+        await store.write(f"bases/{TINY_BASE.fingerprint.removeprefix('sha256:')}/manifest.json", b"[]")
+        with pytest.raises(ManifestConflict, match="not a base manifest"):
+            await publish_base(store, TINY_BASE, b"{}")
+    finally:
+        store.close()
 
 
 async def test_many_requests_for_one_pack_read_it_once(
@@ -233,6 +314,7 @@ async def test_heartbeats_tell_changes_between_snapshots(rig: Rig) -> None:
     sequences = [beat.sequence for beat in heard]
     assert sequences == list(range(sequences[0], sequences[0] + len(heard)))
     assert len({beat.epoch for beat in heard}) == 1
+    assert {beat.context_tokens for beat in heard} == {rig.engine.context_tokens}
     snapshots = [index for index, beat in enumerate(heard) if beat.is_snapshot]
     assert all(later - former <= 10 for former, later in itertools.pairwise(snapshots))
     placed: dict[Digest, Tier] = {}

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from octavo_shared.errors import Overloaded
@@ -33,7 +34,12 @@ class _Sequence:
 
 
 class FakeEngine:
-    """``step_s`` is how long a step takes; ``num_installs`` counts packs that were made resident."""
+    """``step_s`` is how long a step takes; ``num_installs`` counts packs that were made resident.
+
+    ``before_evict`` is called first by every eviction, on the thread that evicts.
+    """
+
+    context_tokens = 100
 
     def __init__(self, num_pages: int = 64, num_waiting_max: int = 8, step_s: float = 0.0) -> None:
         self._num_pages = num_pages
@@ -44,6 +50,7 @@ class FakeEngine:
         self._resident: dict[PackKey, int] = {}
         self.num_installs = 0
         self.raises: Exception | None = None
+        self.before_evict: Callable[[], object] = lambda: None
 
     def submit(self, request: SequenceRequest) -> None:
         with self._news:
@@ -69,6 +76,7 @@ class FakeEngine:
             self._news.notify_all()
 
     def evict(self, key: PackKey) -> bool:
+        self.before_evict()
         with self._news:
             if self._num_pins(key):
                 return False

@@ -10,8 +10,17 @@ from octavo_worker.engine.scheduler import Candidate, StepLimits, StepPlan, sche
 LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, page_tokens=16)
 
 
-def _candidate(order: int, num_tokens: int, num_cached: int = 0, tenant: str = "t") -> Candidate:
-    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_pages=-(-num_cached // 16))
+def _candidate(
+    order: int,
+    num_tokens: int,
+    num_cached: int = 0,
+    tenant: str = "t",
+    served: float = 0.0,
+    *,
+    is_overdue: bool = False,
+) -> Candidate:
+    num_pages = -(-num_cached // 16)
+    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_pages, served, is_overdue)
 
 
 def _tokens(plan: StepPlan) -> dict[int, int]:
@@ -37,10 +46,50 @@ def test_no_more_sequences_run_than_allowed() -> None:
     assert set(_tokens(plan)) == {0, 1, 2, 8}
 
 
-def test_newcomers_of_the_tenant_with_least_running_enter_first() -> None:
+def test_newcomers_of_the_tenant_that_was_served_least_enter_first() -> None:
     running = [_candidate(1, 5, 4, "busy"), _candidate(2, 5, 4, "busy")]
-    waiting = [_candidate(3, 2, tenant="busy"), _candidate(4, 2, tenant="calm"), _candidate(5, 2, tenant="calm")]
+    waiting = [
+        _candidate(3, 2, tenant="busy", served=90.0),
+        _candidate(4, 2, tenant="calm", served=10.0),
+        _candidate(5, 2, tenant="calm", served=10.0),
+    ]
     assert set(_tokens(schedule(running, waiting, 99, LIMITS))) == {1, 2, 4, 5}
+
+
+def test_what_is_let_in_counts_at_once_so_that_nobody_fills_all_places() -> None:
+    waiting = [_candidate(order, 6, tenant="many") for order in range(9)]
+    waiting += [_candidate(20, 6, tenant="few"), _candidate(21, 6, tenant="few")]
+    assert set(_tokens(schedule([], waiting, 99, LIMITS))) == {0, 1, 20, 21}
+
+
+def test_an_overdue_one_comes_before_all_shares() -> None:
+    running = [_candidate(order, 5, 4, "calm") for order in (1, 2, 3)]
+    waiting = [_candidate(4, 2, tenant="calm"), _candidate(5, 2, tenant="busy", served=1e6, is_overdue=True)]
+    assert 5 in _tokens(schedule(running, waiting, 99, LIMITS))
+
+
+def test_an_overdue_one_takes_a_place_of_whoever_holds_most() -> None:
+    running = [_candidate(order, 5, 4, "busy") for order in (1, 2, 3)] + [_candidate(4, 5, 4, "other")]
+    waiting = [_candidate(7, 2, tenant="late", is_overdue=True)]
+    plan = schedule(running, waiting, 99, LIMITS)
+    assert plan.preempted == (3,)
+    assert set(_tokens(plan)) == {1, 2, 4, 7}
+    on_time = schedule(running, [_candidate(7, 2, tenant="late")], 99, LIMITS)
+    assert on_time.preempted == ()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "num_pages_free"),
+    [
+        (_candidate(7, 2, tenant="busy", is_overdue=True), 99),  # it holds most itself
+        (_candidate(7, 500, tenant="late", is_overdue=True), 5),  # the place alone would not help it
+    ],
+)
+def test_nobody_gives_up_a_place_for_nothing(waiting: Candidate, num_pages_free: int) -> None:
+    running = [_candidate(order, 5, 4, "busy") for order in (1, 2, 3, 4)]
+    plan = schedule(running, [waiting], num_pages_free, LIMITS)
+    assert plan.preempted == ()
+    assert 7 not in _tokens(plan)
 
 
 def test_a_newcomer_waits_until_all_its_tokens_fit_rather_than_preempt() -> None:

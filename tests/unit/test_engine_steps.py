@@ -1,15 +1,17 @@
 """The engine on a tiny real model: what it promises about sequences, adapters and pages."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo_shared.errors import (
     AdapterRefused,
-    AdapterUnavailable,
     BaseMismatch,
     ContextExceeded,
     InvalidRequest,
@@ -17,9 +19,8 @@ from octavo_shared.errors import (
 )
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import digest_of, read_header
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId
 from octavo_worker.adapters.pages import Arena, OutOfPages, PageUse
-from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.engine import Engine, EngineLimits
 from octavo_worker.model.base import BaseModel
 from support.engines import Answers, ask, install, run, tiny_base, tiny_pack
@@ -44,12 +45,19 @@ class CountingArena(Arena):
         super().free(pages, use)
 
 
+class ContestedArena(Arena):
+    """Lets something else happen between the plan of a step and each allocation for keys and values."""
+
+    before_kv: Callable[[], None] = staticmethod(lambda: None)
+
+    def alloc(self, num_pages: int, use: PageUse, num_use_max: int | None = None) -> list[int]:
+        if use is PageUse.KV:
+            self.before_kv()
+        return super().alloc(num_pages, use, num_use_max)
+
+
 def _engine(base: BaseModel, num_pages: int = 64, limits: EngineLimits = LIMITS) -> Engine:
     return Engine(base, Arena(base.kv_shape.page_elements, num_pages, base.dtype), limits)
-
-
-def _absent(name: str = "absent") -> AdapterKey:
-    return (AdapterId(name), Digest("sha256:" + "0" * 64))
 
 
 def test_greedy_tokens_are_those_of_the_unmodified_model(base: BaseModel, tmp_path: Path) -> None:
@@ -162,16 +170,15 @@ def test_cancelling_frees_all_pages_within_one_step(base: BaseModel) -> None:
     engine.check_integrity()
 
 
-def test_a_newer_attempt_replaces_the_older_and_an_old_one_is_refused(base: BaseModel) -> None:
+def test_an_id_that_is_being_served_is_refused_until_a_step_has_ended_it(base: BaseModel) -> None:
     engine = _engine(base)
     engine.submit(ask("a", PROMPT, 30))
     engine.step()
-    engine.submit(ask("a", PROMPT, 2, attempt=2))
-    with pytest.raises(InvalidRequest, match="attempt"):
-        engine.submit(ask("a", PROMPT, 2, attempt=2))
-    events = [event for _ in range(4) for event in engine.step()]
-    ends = [(e.attempt, e.reason) for e in events if hasattr(e, "reason")]
-    assert ends == [(1, FinishReason.CANCELLED), (2, FinishReason.LENGTH)]
+    engine.cancel("a")
+    with pytest.raises(InvalidRequest, match="served already"):
+        engine.submit(ask("a", PROMPT, 2))
+    engine.step()
+    assert len(run(engine, ask("a", PROMPT, 2)).tokens["a"]) == 2
 
 
 def test_a_sequence_waits_outside_the_batch_until_its_adapter_is_there(base: BaseModel) -> None:
@@ -184,17 +191,6 @@ def test_a_sequence_waits_outside_the_batch_until_its_adapter_is_there(base: Bas
     assert not engine.wait_for_work(0)
     engine.install(key, memoryview(pack), read_header(pack))
     assert run(engine).tokens["late"] == run(engine, ask("again", PROMPT, 4, key=key)).tokens["again"]
-
-
-def test_sequences_of_an_adapter_that_cannot_be_loaded_fail_and_others_go_on(base: BaseModel) -> None:
-    engine = _engine(base)
-    refusal = AdapterUnavailable("S3 does not answer").refusal()
-    engine.submit(ask("lost", PROMPT, 4, key=_absent()))
-    engine.fail_adapter(_absent(), refusal)
-    engine.fail_adapter(_absent("other"), refusal)
-    answers = run(engine, ask("base", PROMPT, 4))
-    assert answers.refusals == {"lost": refusal}
-    assert len(answers.tokens["base"]) == 4
 
 
 def test_an_adapter_is_never_evicted_while_a_sequence_uses_it_or_waits_for_it(base: BaseModel) -> None:
@@ -240,6 +236,69 @@ def test_pages_that_run_out_are_back_pressure_and_keep_room_for_sequences(base: 
     assert engine.evict(installed[0])
     install(engine, tiny_pack(base.manifest, 99), "new")
     engine.check_integrity()
+
+
+def test_the_oldest_goes_on_when_a_load_takes_pages_while_newcomers_are_let_in(base: BaseModel) -> None:
+    arena = ContestedArena(base.kv_shape.page_elements, 12, base.dtype)
+    engine, answers = Engine(base, arena, LIMITS), Answers()
+    engine.submit(ask("oldest", tuple(range(90)) + tuple(range(10)), 28))
+    while not answers.tokens["oldest"]:
+        answers.take(engine.step())
+    assert engine.load().num_pages_free == 5
+    allocations: list[int] = []
+
+    def load_before_the_second() -> None:
+        allocations.append(1)
+        if len(allocations) == 2:
+            for seed in range(4):
+                install(engine, tiny_pack(base.manifest, seed), f"a{seed}")
+
+    arena.before_kv = load_before_the_second
+    # The first newcomer gets the last page but one that it needs; the second finds none.
+    answers = run(engine, ask("first", PROMPT[:16], 2), ask("second", OTHER, 2), answers=answers)
+    assert len(allocations) > 2
+    assert {name: len(tokens) for name, tokens in answers.tokens.items()} == {"oldest": 28, "first": 2, "second": 2}
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=2, max_size=6),
+    st.lists(st.sampled_from(["load", "evict", "nothing"]), max_size=40),
+)
+def test_loads_and_evictions_between_plan_and_allocation_stop_nobody(
+    base: BaseModel, sizes: list[tuple[int, int]], happenings: list[str]
+) -> None:
+    arena = ContestedArena(base.kv_shape.page_elements, 12, base.dtype)
+    engine = Engine(base, arena, LIMITS)
+    packs = [tiny_pack(base.manifest, seed) for seed in range(4)]
+    script = iter(enumerate(happenings))
+
+    def happen() -> None:
+        number, happening = next(script, (0, "nothing"))
+        key = (AdapterId(f"a{number % 4}"), digest_of(packs[number % 4]))
+        if happening == "load":
+            with contextlib.suppress(OutOfPages):
+                engine.install(key, memoryview(packs[number % 4]), read_header(packs[number % 4]))
+        elif happening == "evict":
+            engine.evict(key)
+
+    arena.before_kv = happen
+    requests = [ask(f"r{i}", tuple(range(num)), most) for i, (num, most) in enumerate(sizes)]
+    answers = run(engine, *requests)
+    assert {name: len(answers.tokens[name]) for name in answers.reasons} == {
+        f"r{i}": most for i, (_, most) in enumerate(sizes)
+    }
+
+
+def test_the_longest_sequence_that_is_accepted_is_the_one_that_is_told(base: BaseModel) -> None:
+    engine = _engine(base)
+    assert engine.context_tokens == LIMITS.num_kv_pages_min * base.kv_shape.page_tokens  # type: ignore[operator]
+    engine.submit(ask("fits", PROMPT, engine.context_tokens - len(PROMPT)))
+    with pytest.raises(ContextExceeded) as refused:
+        engine.submit(ask("exceeds", PROMPT, engine.context_tokens - len(PROMPT) + 1))
+    assert refused.value.fields["context_tokens"] == engine.context_tokens
+    roomy = _engine(base, 200, EngineLimits(num_kv_pages_min=150))
+    assert roomy.context_tokens == base.manifest.context_tokens
 
 
 def test_a_pack_for_another_base_or_too_large_for_this_worker_is_refused(base: BaseModel) -> None:

@@ -10,7 +10,9 @@ from openai.types.chat import completion_create_params as chat_params
 
 from octavo_gateway.openai import Ask, Kind, Turn, parse
 from octavo_gateway.openai_fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, ChatBody, CompletionBody
+from octavo_gateway.openai_sampling import complete
 from octavo_shared.errors import InvalidRequest, UnsupportedParameter
+from octavo_shared.messages.generation import Sampling
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -55,7 +57,30 @@ def completion(**fields: object) -> Ask:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_all": True}}, "stream_options.include_all"),
-        ({"top_k": 5}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": False}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": "b" * 65_536}}}},
+            "response_format.json_schema.schema",
+        ),
         ({"metadata": {"a": 1}}, "metadata[...]"),
     ],
 )
@@ -88,17 +113,10 @@ def test_malformed_body_is_refused(raw: bytes, named: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("top_logprobs", 3),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"5": 1}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -0.5),
         ("audio", {"voice": "alloy"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content"}),
@@ -117,7 +135,7 @@ def test_unserved_parameter_is_refused_by_name(name: str, value: object) -> None
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("best_of", 2), ("echo", True), ("suffix", "x"), ("logprobs", 0), ("n", 3), ("logit_bias", {"1": 1})],
+    [("best_of", 2), ("echo", True), ("suffix", "x")],
 )
 def test_unserved_completion_parameter_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter) as refusal:
@@ -142,7 +160,7 @@ def test_unserved_message_is_refused_by_name(message: dict[str, object], named: 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
     neutral = {name: values[0] for name, values in CHAT_NEUTRAL.items() if values}
     ask = chat(**neutral, user="u", metadata={"a": "b"}, seed=7, stop=None, stream=None)
-    assert ask.seed == 7
+    assert ask.sampling.seed == 7
     assert not ask.is_stream
 
 
@@ -165,8 +183,8 @@ def test_parameters_that_are_typed_loosely_are_all_checked() -> None:
 
 
 def test_ask_without_seed_gets_one_and_negative_seeds_are_folded() -> None:
-    assert 0 <= chat().seed < 2**63
-    assert chat(seed=-1).seed == 2**63 - 1
+    assert 0 <= chat().sampling.seed < 2**63
+    assert chat(seed=-1).sampling.seed == 2**63 - 1
 
 
 def test_parts_of_a_message_are_joined_and_developer_means_system() -> None:
@@ -192,8 +210,40 @@ def test_kind_follows_from_the_body_where_there_is_no_route() -> None:
     assert parse(json.dumps({"model": "a/b", "messages": HI}).encode(), None).kind is Kind.CHAT
 
 
-@pytest.mark.parametrize("fields", [{"n": True}, {"frequency_penalty": False}, {"logprobs": 0}, {"store": 0}])
+@pytest.mark.parametrize("fields", [{"store": 0}, {"parallel_tool_calls": 1}])
 def test_a_wrong_type_is_not_neutral_for_being_equal_in_python(fields: dict[str, object]) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         chat(**fields)
     assert refused.value.fields["field"] == next(iter(fields))
+
+
+def test_sampling_carries_every_wish() -> None:
+    ask = chat(
+        temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, presence_penalty=1, frequency_penalty=-1, n=3,
+        repetition_penalty=1.1, logit_bias={"9": 2, "5": -100}, min_tokens=2, max_tokens=8, seed=4,
+        logprobs=True, top_logprobs=3, ignore_eos=True,
+    )  # fmt: skip
+    assert ask.sampling == Sampling(
+        max_tokens=8, seed=4, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, presence_penalty=1, frequency_penalty=-1,
+        repetition_penalty=1.1, logit_bias=((5, -100), (9, 2)), min_tokens=2, num_logprobs=3,
+    )  # fmt: skip
+    assert (ask.num_choices, ask.is_eos_ignored) == (3, True)
+    assert chat(top_k=-1).sampling.top_k == 0
+    assert chat(logprobs=False).sampling.num_logprobs == -1
+    assert completion(logprobs=0).sampling.num_logprobs == 0
+
+
+def test_a_schema_travels_as_it_was_written_and_any_object_is_a_schema_too() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert json.loads(chat(response_format=wanted).sampling.schema) == schema
+    assert json.loads(chat(response_format={"type": "json_object"}).sampling.schema) == {"type": "object"}
+    assert chat(response_format={"type": "text"}).sampling.schema == ""
+
+
+def test_a_bias_for_a_token_that_the_base_has_not_is_refused() -> None:
+    ask = chat(logit_bias={"320": 1})
+    assert complete(ask.sampling, 5, (2,), 321).stop_token_ids == (2,)
+    with pytest.raises(InvalidRequest) as refused:
+        complete(ask.sampling, 5, (2,), 320)
+    assert refused.value.fields["field"] == "logit_bias"

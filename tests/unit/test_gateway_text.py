@@ -14,6 +14,7 @@ from octavo_gateway.detokenizer import Detokenizer, StopStrings
 from octavo_gateway.openai import Ask, Kind, Turn, parse
 from octavo_gateway.text import BaseText
 from octavo_shared.errors import ContextExceeded, InvalidRequest
+from octavo_shared.messages.generation import Sampling
 from support.fakes import BASE, CONTEXT_TOKENS, tiny_manifest, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -23,7 +24,7 @@ TEXT = BaseText(tiny_manifest(TOKENIZER), TOKENIZER.to_str().encode(), THREADS)
 
 def ask(prompt: tuple[Turn, ...] | str | tuple[int, ...], max_tokens: int | None = None) -> Ask:
     kind = Kind.CHAT if prompt and isinstance(prompt[0], Turn) else Kind.COMPLETION
-    return Ask(kind, "a/b", prompt, max_tokens, "max_tokens", 1.0, 1.0, 1, (), False, False)
+    return Ask(kind, "a/b", prompt, max_tokens, "max_tokens", Sampling(max_tokens or 0, 1))
 
 
 def with_template(template: str) -> BaseText:

@@ -1,8 +1,11 @@
 """Claims about the warm and the local tier, without servers."""
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -40,13 +43,6 @@ def test_warm_pack_larger_than_the_budget_is_not_kept_and_evicts_nobody() -> Non
     assert cache.put(key_of("a"), b"12345678", 1.0)
     assert not cache.put(key_of("b"), b"12345678901", 1.0)
     assert cache.get(key_of("a")) == b"12345678"
-
-
-def test_pinned_warm_pack_stays() -> None:
-    cache = HostCache(budget_bytes=10)
-    cache.put(key_of("a"), b"12345678", 1.0)
-    assert not cache.put(key_of("b"), b"12345678", 1.0, pinned={key_of("a")})
-    assert key_of("a") in cache
 
 
 def test_same_bytes_of_two_adapters_are_two_packs() -> None:
@@ -97,6 +93,72 @@ async def test_local_tier_evicts_files_to_stay_within_its_budget(tmp_path: Path,
         assert await cache.write(key_of(name), b"12345678", 1.0)
     assert {name for (name, _), _ in cache.sizes()} == {"c", "d"}
     assert not await cache.write(key_of("e"), bytes(17), 1.0)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file of a cache, also of those that are being written."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_writers_at_the_same_time_stay_within_the_budget_on_disk_too(
+    tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, 40, threads)
+    await cache.scan()
+    seen_bytes: list[int] = []
+    store = DiskCache._store
+
+    def watched(self: DiskCache, path: Path, pack: bytes) -> None:
+        store(self, path, pack)
+        with contextlib.suppress(FileNotFoundError):  # another writer's file took its final name
+            seen_bytes.append(sum(files_of(tmp_path).values()))
+
+    monkeypatch.setattr(DiskCache, "_store", watched)
+
+    async def write(number: int) -> None:
+        await cache.write(key_of(f"k{number}"), bytes(5 + number % 4), 1.0)
+        assert cache.used_bytes == sum(size for _, size in cache.sizes()) <= 40
+
+    for _ in range(5):
+        await asyncio.gather(*(write(number) for number in range(40)))
+    assert max(seen_bytes) <= 40
+    assert files_of(tmp_path) == {str(cache.path_of(key).relative_to(tmp_path)): size for key, size in cache.sizes()}
+
+
+async def test_what_is_written_evicted_dropped_and_read_at_the_same_time_ends_as_the_index_says(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    cache = DiskCache(tmp_path, 24, threads)
+    await cache.scan()
+    random = Random(5)
+
+    async def use() -> None:
+        name = random.choice("abcde")
+        if random.random() < 0.6:
+            await cache.write(key_of(name), name.encode() * 8, 1.0)
+        elif random.random() < 0.5:
+            await cache.drop(key_of(name))
+        elif (pack := await cache.read(key_of(name))) is not None:
+            assert pack == name.encode() * 8
+
+    await asyncio.gather(*(use() for _ in range(400)))
+    held = {str(cache.path_of(key).relative_to(tmp_path)): size for key, size in cache.sizes()}
+    assert files_of(tmp_path) == held
+    assert cache.used_bytes == sum(held.values())
+
+
+async def test_a_pack_that_is_just_being_evicted_is_gone_when_the_order_to_drop_it_returns(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    cache = DiskCache(tmp_path, 8, threads)
+    await cache.scan()
+    await cache.write(key_of("a"), b"12345678", 1.0)
+    writing = asyncio.create_task(cache.write(key_of("b"), b"12345678", 1.0))
+    await asyncio.sleep(0)
+    assert key_of("a") not in cache
+    await cache.drop(key_of("a"))
+    assert not cache.path_of(key_of("a")).exists()
+    assert await writing
 
 
 async def test_vanished_file_is_a_miss_and_no_longer_counted(tmp_path: Path, threads: ThreadPoolExecutor) -> None:

@@ -1,6 +1,7 @@
 """Claims about the residency manager's pure parts: view, popularity and planner."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,11 +35,17 @@ def placed(name: str, tier: Tier = Tier.RESIDENT, size_bytes: int = 10, num_pins
 
 
 def beat(
-    *held: Placed, epoch: int = 1, sequence: int = 1, is_snapshot: bool = True, resident: TierUse = EMPTY
+    *held: Placed,
+    epoch: int = 1,
+    sequence: int = 1,
+    is_snapshot: bool = True,
+    resident: TierUse = EMPTY,
+    warm: TierUse = EMPTY,
+    local: TierUse = EMPTY,
 ) -> Heartbeat:
     return Heartbeat(
         W, epoch, sequence, WorkerState.READY, BASE, "tiny", 0, 0, 8, 0, 0, 0,
-        resident=resident, warm=EMPTY, local=EMPTY, placed=held, is_snapshot=is_snapshot,
+        resident=resident, warm=warm, local=local, placed=held, is_snapshot=is_snapshot,
     )  # fmt: skip
 
 
@@ -109,7 +116,15 @@ def test_demand_for_what_is_not_resident_orders_a_prefetch_once() -> None:
     assert isinstance(planner.on_demand(demand("a"), view, 0), Prefetch)
     assert planner.on_demand(demand("a"), view, 1) is None
     assert isinstance(planner.on_demand(demand("a"), view, 10_000), Prefetch)
-    assert planner.ordered_to(key("a")) == [W]
+    assert planner.ordered_to(key("a"), 10_000) == [W]
+
+
+def test_what_was_ordered_long_ago_is_no_longer_on_its_way() -> None:
+    planner = Planner(Popularity())
+    planner.on_demand(demand("a"), None, 0)
+    assert planner.ordered_to(key("b"), 1) == []
+    assert planner.ordered_to(key("a"), 59_000) == [W]
+    assert planner.ordered_to(key("a"), 61_000) == []
 
 
 def test_demand_for_what_is_resident_orders_nothing() -> None:
@@ -139,6 +154,26 @@ def test_tier_below_high_water_is_left_alone() -> None:
     view = fleet.heard(beat(placed("a"), resident=TierUse(90, 100)), 0)
     assert view is not None
     assert Planner(Popularity()).on_heartbeat(W, view, 1) == []
+
+
+@pytest.mark.parametrize("tier", [Tier.WARM, Tier.LOCAL])
+def test_a_tier_that_copies_of_nearer_adapters_fill_loses_nothing(tier: Tier) -> None:
+    # Nine adapters that are resident have a copy each in the tier below; one has its nearest copy there.
+    fleet, planner = FleetView(), Planner(Popularity())
+    full = {tier.value: TierUse(100, 100), "resident": TierUse(90, 1000)}
+    view = fleet.heard(beat(*map(placed, "abcdefghi"), placed("j", tier), **full), 0)  # type: ignore[arg-type]
+    assert view is not None
+    assert planner.on_heartbeat(W, view, 1) == []
+
+
+@pytest.mark.parametrize("tier", [Tier.WARM, Tier.LOCAL])
+def test_no_more_is_evicted_than_brings_nearest_copies_to_low_water(tier: Tier) -> None:
+    fleet, planner = FleetView(), Planner(Popularity())
+    # 91 bytes of nearest copies and 9 of a nearer one's; the largest scores lowest, and without it 80 are left.
+    near = [placed(name, tier) for name in "abcdefgh"] + [placed("i", tier, 11)]
+    view = fleet.heard(beat(*near, placed("0", size_bytes=9), **{tier.value: TierUse(100, 100)}), 0)  # type: ignore[arg-type]
+    assert view is not None
+    assert [order.adapter_id for order in planner.on_heartbeat(W, view, 1)] == ["i"]
 
 
 def test_incomplete_view_evicts_nothing() -> None:

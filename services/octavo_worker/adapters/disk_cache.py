@@ -1,8 +1,9 @@
 """The local tier: packs as files, ``<folder>/<adapter id>/<digest in hexadecimal>``, within a byte budget.
 
-Its index lives on the event loop, its files are read and written on threads. Files appear by rename, so a
-half-written one is never seen; what a crash may still have left of one is found by its digest, which every
-reader checks. A restart finds everything again by scanning.
+Its index lives on the event loop, its files are read and written on threads. The index changes first and at once,
+so that it never promises more than the budget; the work on one file follows in that order, one after the other.
+Files appear by rename, so a half-written one is never seen; what a crash may still have left of one is found by
+its digest, which every reader checks. A restart finds everything again by scanning.
 """
 
 import asyncio
@@ -10,10 +11,10 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from octavo_shared.policy import EvictionPolicy
 from octavo_shared.references import DIGEST_PATTERN, AdapterId, Digest
@@ -43,6 +44,9 @@ class DiskCache:
         self._sizes: dict[PackKey, int] = {}
         self._policy = EvictionPolicy[PackKey]()
         self._used_bytes = 0
+        # The newest work on each file, and all removals: what still has to happen until the disk agrees.
+        self._newest: dict[PackKey, asyncio.Task[Any]] = {}
+        self._removals: set[asyncio.Task[None]] = set()
 
     @property
     def used_bytes(self) -> int:
@@ -65,9 +69,9 @@ class DiskCache:
         found = await self._on_thread(self._walk)
         for key, size_bytes in found:
             self._admit(key, size_bytes, _COST_UNKNOWN_MS)
-        for victim in self._policy.choose(self._used_bytes - self.budget_bytes):
-            self._policy.evicted(victim)
-            await self._remove(victim)
+        self._evict(self._used_bytes - self.budget_bytes)
+        if self._removals:
+            await asyncio.wait(self._removals)
         log.info("local_tier_scanned", num_packs=len(self._sizes), used_bytes=self._used_bytes)
 
     async def read(self, key: PackKey) -> bytes | None:
@@ -75,14 +79,13 @@ class DiskCache:
         if key not in self._sizes:
             return None
         try:
-            return await self._on_thread(self.path_of(key).read_bytes)
+            return await self._in_turn(key, self.path_of(key).read_bytes)
         except OSError as error:
             log.warning("local_pack_unreadable", error=type(error).__name__)
-            self._policy.dropped(key)
-            self._forget(key)
+            self._lose(key)
             return None
 
-    async def write(self, key: PackKey, pack: bytes, cost_ms: float, pinned: Collection[PackKey] = ()) -> bool:
+    async def write(self, key: PackKey, pack: bytes, cost_ms: float) -> bool:
         """Keep ``pack``, evicting others by policy; ``cost_ms`` is what fetching it from S3 took.
 
         Returns False when it does not fit, has no safe name or cannot be written: the tier is a cache, so a
@@ -93,53 +96,74 @@ class DiskCache:
         if key in self._sizes:
             self._policy.used(key, len(pack), cost_ms)
             return True
-        needed = self._used_bytes + len(pack) - self.budget_bytes
-        chosen = self._policy.choose(needed, pinned)
-        if needed > sum(self._sizes[victim] for victim in chosen):
+        if len(pack) > self.budget_bytes:
             return False
-        for victim in chosen:
-            self._policy.evicted(victim)
-            await self._remove(victim)
-        # Counted before the write: two writers must not both see the same room.
+        # Up to the first await nobody else runs: two writers never see the same room, nor the same victims.
+        self._evict(self._used_bytes + len(pack) - self.budget_bytes)
         self._admit(key, len(pack), cost_ms)
         try:
-            await self._on_thread(lambda: self._store(self.path_of(key), pack))
+            # After all removals, not only those for this pack: the disk may be as small as the budget.
+            await self._in_turn(key, lambda: self._store(self.path_of(key), pack), after=self._removals)
         except OSError as error:
             log.warning("local_pack_not_written", error=type(error).__name__, detail=str(error))
-            self._policy.dropped(key)
-            self._forget(key)
+            self._lose(key)
             return False
         return True
 
     async def drop(self, key: PackKey) -> bool:
         """Remove one file by order; returns once it is gone, and whether it was here."""
-        if key not in self._sizes:
-            return False
-        self._policy.dropped(key)
-        await self._remove(key)
-        return True
+        is_here = key in self._sizes
+        if is_here:
+            self._policy.dropped(key)
+            self._remove(key)
+        # One that was evicted a moment ago may still lie there.
+        if (newest := self._newest.get(key)) is not None:
+            await asyncio.wait([newest])
+        return is_here
 
     def _admit(self, key: PackKey, size_bytes: int, cost_ms: float) -> None:
         self._sizes[key] = size_bytes
         self._used_bytes += size_bytes
         self._policy.used(key, size_bytes, cost_ms)
 
-    def _forget(self, key: PackKey) -> None:
-        self._used_bytes -= self._sizes.pop(key, 0)
+    def _evict(self, needed_bytes: int) -> None:
+        for victim in self._policy.choose(needed_bytes):
+            self._policy.evicted(victim)
+            self._remove(victim)
 
-    async def _remove(self, key: PackKey) -> None:
-        self._forget(key)
+    def _remove(self, key: PackKey) -> None:
+        """Take ``key`` off the index now and its file off the disk in its turn."""
+        self._used_bytes -= self._sizes.pop(key)
         path = self.path_of(key)
+        removal = self._in_turn(key, lambda: _unlink(path))
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
 
-        def unlink() -> None:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+    def _lose(self, key: PackKey) -> None:
+        """Forget a file that is not there, unless other work on it was asked for meanwhile: that will tell."""
+        if key in self._sizes and key not in self._newest:
+            self._policy.dropped(key)
+            self._used_bytes -= self._sizes.pop(key)
 
-        try:
-            await self._on_thread(unlink)
-        except OSError as error:
-            log.warning("local_pack_not_removed", error=type(error).__name__, detail=str(error))
+    def _in_turn(self, key: PackKey, work: Callable[[], T], after: Iterable[asyncio.Task[Any]] = ()) -> asyncio.Task[T]:
+        """Begin ``work`` on the file of ``key``: on a thread, after all earlier work on it and after ``after``.
+
+        Whoever waits, waits for what was asked for earlier, so nobody waits in a circle.
+        """
+        earlier = {*after, *({self._newest[key]} if key in self._newest else ())}
+
+        async def run() -> T:
+            if earlier:
+                await asyncio.wait(earlier)
+            return await self._on_thread(work)
+
+        def done(ended: asyncio.Task[T]) -> None:
+            if self._newest.get(key) is ended:
+                del self._newest[key]
+
+        task = self._newest[key] = asyncio.create_task(run(), name="local file")
+        task.add_done_callback(done)
+        return task
 
     def _walk(self) -> list[tuple[PackKey, int]]:
         work = self._folder / _WORK
@@ -169,3 +193,12 @@ class DiskCache:
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("local_pack_not_removed", error=type(error).__name__, detail=str(error))
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()

@@ -1,6 +1,6 @@
 """The warm tier: packs in host memory, plain bytes, keyed by (adapter id, digest), within a byte budget."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from octavo_shared.policy import EvictionPolicy
 from octavo_shared.references import AdapterId, Digest
@@ -41,17 +41,15 @@ class HostCache:
             self._policy.used(key, len(pack), self._cost_ms[key])
         return pack
 
-    def put(self, key: PackKey, pack: bytes, cost_ms: float, pinned: Collection[PackKey] = ()) -> bool:
+    def put(self, key: PackKey, pack: bytes, cost_ms: float) -> bool:
         """Keep ``pack``, evicting others by policy; ``cost_ms`` is what fetching it from below took.
 
-        Returns False, changing nothing, when it does not fit beside what is ``pinned``.
+        Returns False, changing nothing, when it does not fit.
         """
         if key not in self._packs:
-            needed = self._used_bytes + len(pack) - self.budget_bytes
-            chosen = self._policy.choose(needed, pinned)
-            if needed > sum(len(self._packs[victim]) for victim in chosen):
+            if len(pack) > self.budget_bytes:
                 return False
-            for victim in chosen:
+            for victim in self._policy.choose(self._used_bytes + len(pack) - self.budget_bytes):
                 self._policy.evicted(victim)
                 self._forget(victim)
             self._packs[key] = pack

@@ -76,6 +76,7 @@ class Loader:
         self._begun: dict[PackKey, asyncio.Event] = {}
         self._pins: Counter[PackKey] = Counter()
         self._resident: dict[PackKey, int] = {}
+        self._leaving: dict[PackKey, asyncio.Future[bool]] = {}
         self._policy = EvictionPolicy[PackKey]()
         self._installing_bytes = 0
         self._install_slots = asyncio.Semaphore(_INSTALLS_MAX)
@@ -146,6 +147,7 @@ class Loader:
 
     async def evict(self, key: PackKey, tier: Tier) -> OrderDone:
         """Drop the copies above ``tier``; ``is_done`` is False while the adapter is in use, queued or loading."""
+        await self._left(key)
         if self._pins[key] > 0 or key in self._flights:
             return OrderDone(False, self.find(key))
         if key in self._resident and tier is not Tier.RESIDENT:
@@ -228,6 +230,8 @@ class Loader:
             )
 
     async def _install(self, key: PackKey, found: FoundPack) -> float:
+        # The device would take rows that are about to go for rows that are there already.
+        await self._left(key)
         size_bytes = len(found.pack)
         deadline_ms = now_ms() + _ROOM_TIMEOUT_S * 1e3
         while True:
@@ -267,7 +271,8 @@ class Loader:
         return used_bytes == 0 or used_bytes + size_bytes <= self.resident_budget_bytes
 
     async def _evict_idle(self, needed_bytes: int) -> bool:
-        pinned = set(self._pins) | {key for key, _, num_pins in self._device.residency() if num_pins > 0}
+        pinned = self._pins.keys() | self._flights.keys()
+        pinned |= {key for key, _, num_pins in self._device.residency() if num_pins > 0}
         has_evicted = False
         for victim in self._policy.choose(needed_bytes, pinned):
             # Asked again: a request for the victim may have arrived while the one before it was evicted.
@@ -284,10 +289,22 @@ class Loader:
         # Gone from the books first, so that a request that arrives meanwhile starts a load instead of waiting
         # for something that is about to vanish.
         size_bytes = self._resident.pop(key)
-        is_gone = await self._on_thread(lambda: self._device.evict(key))
-        if not is_gone:
-            self._resident[key] = size_bytes
-        return is_gone
+        leaving = asyncio.ensure_future(self._on_thread(lambda: self._device.evict(key)))
+
+        def settled(leaving: asyncio.Future[bool]) -> None:
+            del self._leaving[key]
+            if leaving.cancelled() or leaving.exception() is not None or not leaving.result():
+                self._resident[key] = size_bytes
+
+        self._leaving[key] = leaving
+        leaving.add_done_callback(settled)
+        # Shielded: the rows go, and the books follow, whether or not somebody still waits for it.
+        return await asyncio.shield(leaving)
+
+    async def _left(self, key: PackKey) -> None:
+        """Wait while the rows of ``key`` leave the device: until then it is neither here nor gone."""
+        while (leaving := self._leaving.get(key)) is not None:
+            await asyncio.wait([leaving])
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

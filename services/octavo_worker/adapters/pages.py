@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 import torch
@@ -41,6 +41,8 @@ class Arena:
         self.page_elements = page_elements
         self.num_pages = num_pages
         self.memory: Tensor = torch.zeros(num_pages * page_elements, dtype=dtype, device=device)
+        self.reclaim: Callable[[int], int] = lambda num_pages: 0
+        """Asked to free some pages that nobody uses when there are not enough; returns how many it freed."""
         self._lock = threading.Lock()
         # Popped from the end, so that low pages go first.
         self._free = list(range(num_pages - 1, -1, -1))
@@ -65,15 +67,20 @@ class Arena:
     def alloc(self, num_pages: int, use: PageUse, num_use_max: int | None = None) -> list[int]:
         """Take ``num_pages`` pages, all or none, as long as ``use`` then holds no more than ``num_use_max``.
 
-        Raises ``OutOfPages``.
+        Pages that only hold what may be found again are taken back first. Raises ``OutOfPages``.
         """
-        with self._lock:
-            room = len(self._free) if num_use_max is None else min(len(self._free), num_use_max - self._counts[use])
-            if num_pages > room:
+        while True:
+            with self._lock:
+                num_allowed = self.num_pages if num_use_max is None else num_use_max - self._counts[use]
+                room = min(len(self._free), num_allowed)
+                if num_pages <= room:
+                    pages = [self._free.pop() for _ in range(num_pages)]
+                    self._label(pages, PageUse.FREE, use)
+                    return pages
+                num_lacking = num_pages - len(self._free)
+            # Outside the lock: what is taken back comes in through ``free``.
+            if num_pages > num_allowed or not self.reclaim(num_lacking):
                 raise OutOfPages(num_pages, room)
-            pages = [self._free.pop() for _ in range(num_pages)]
-            self._label(pages, PageUse.FREE, use)
-            return pages
 
     def free(self, pages: Sequence[int], use: PageUse) -> None:
         """Give back ``pages`` that were taken for ``use``. Pages of adapters are zeroed before anyone gets them."""

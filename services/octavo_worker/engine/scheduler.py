@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from octavo_shared.references import TenantId
 
+NUM_STEP_TOKENS_MAX = 256
+"""Rows of one step unless told otherwise: enough that the weights are read for many, few enough that decodes flow."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -16,6 +19,10 @@ class Candidate:
     num_tokens: int
     num_cached_tokens: int
     num_pages: int
+    served: float = 0.0
+    """What its tenant was served, in weighted tokens."""
+    is_overdue: bool = False
+    """It has waited so long that it comes before all shares."""
 
     @property
     def num_missing(self) -> int:
@@ -56,11 +63,12 @@ class StepPlan:
 def schedule(
     running: Sequence[Candidate], waiting: Sequence[Candidate], num_pages_free: int, limits: StepLimits
 ) -> StepPlan:
-    """Plan one step: decodes first, then prefills that run, then newcomers of the tenants that have least running.
+    """Plan one step: decodes first, then prefills that run, then newcomers of the tenants that were served least.
 
     ``waiting`` holds only sequences that could run: their adapter is resident. When pages run out, the youngest
     running sequence gives its own back and will compute again; the oldest is never preempted, so it always
-    advances. Newcomers never cause preemption: they enter when all their known tokens fit.
+    advances. Newcomers enter when all their known tokens fit; they preempt nobody, but for one that is overdue while
+    every place is taken: then the youngest of the tenant that holds most places gives its own up.
     """
     step = _Step(running, num_pages_free, limits)
     for candidate in sorted(running, key=lambda c: (c.num_missing > 1, c.order)):
@@ -97,14 +105,15 @@ class _Step:
         self._grant(candidate, num_tokens)
 
     def admit(self, waiting: Sequence[Candidate]) -> None:
-        """Let waiting sequences in, while there is room, from the tenant with the fewest running ones first."""
+        """Let waiting sequences in, while there is room: overdue ones first, then the least served tenant's."""
         if self.preempted:
             # Whoever was preempted just now would be let in again at once.
             return
-        num_running_of = Counter(candidate.tenant_id for candidate in self._running.values())
+        self._make_place(waiting)
+        served = {candidate.tenant_id: candidate.served for candidate in waiting}
         left = list(waiting)
         while left and self._tokens_left > 0 and len(self._running) < self._limits.num_running_max:
-            candidate = min(left, key=lambda c: (num_running_of[c.tenant_id], c.order))
+            candidate = min(left, key=lambda c: (not c.is_overdue, not c.is_overdue and served[c.tenant_id], c.order))
             # One token more, so that its first decode does not have to preempt somebody.
             if self._new_pages(candidate, candidate.num_missing + 1) > self._free:
                 if self._running:
@@ -117,9 +126,23 @@ class _Step:
                 self._grant(candidate, min(candidate.num_missing, self._tokens_left, room))
                 return
             left.remove(candidate)
-            num_running_of[candidate.tenant_id] += 1
+            # What is let in now counts at once, or one tenant would fill all places before anything is charged.
+            served[candidate.tenant_id] += candidate.num_missing
             self._running[candidate.order] = candidate
             self._grant(candidate, min(candidate.num_missing, self._tokens_left))
+
+    def _make_place(self, waiting: Sequence[Candidate]) -> None:
+        overdue = min((c for c in waiting if c.is_overdue), key=lambda c: c.order, default=None)
+        if overdue is None or len(self._running) < self._limits.num_running_max:
+            return
+        num_places = Counter(candidate.tenant_id for candidate in self._running.values())
+        num_places[overdue.tenant_id] += 1
+        tenant_id, num_held = num_places.most_common(1)[0]
+        if tenant_id == overdue.tenant_id or num_held <= num_places[overdue.tenant_id]:
+            return
+        youngest = max((c for c in self._running.values() if c.tenant_id == tenant_id), key=lambda c: c.order)
+        if self._new_pages(overdue, overdue.num_missing + 1) <= self._free + youngest.num_pages:
+            self._preempt(youngest)
 
     def _new_pages(self, candidate: Candidate, num_tokens: int) -> int:
         needed = -(-(candidate.num_cached_tokens + num_tokens) // self._limits.page_tokens)

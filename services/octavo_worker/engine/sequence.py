@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo_shared.errors import Refusal
-from octavo_shared.messages.generation import FinishReason, Sampling
+from octavo_shared.messages.generation import FinishReason, Sampling, TokenLogprobs
 from octavo_shared.references import TenantId
 from octavo_worker.adapters.residents import AdapterKey
+from octavo_worker.engine.guides import Guide
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class TokensDecoded:
     attempt: int
     first_index: int
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class SequenceFinished:
     num_prompt_tokens: int
     num_completion_tokens: int
     timings: SequenceTimings
+    num_reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class Sequence:
     request: SequenceRequest
     order: int
     """Grows with every submission: who came first."""
+    guide: Guide | None = None
+    """The answer's way through its schema, if it has one."""
     submitted_ns: int = field(default_factory=time.monotonic_ns)
     tokens: list[int] = field(default_factory=list)
     """Prompt, forced and generated tokens."""
@@ -123,12 +128,23 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """The arena element where each page begins."""
+    chain: list[bytes] = field(default_factory=list)
+    """What its full pages are known by, behind the root of all with its tenant and adapter."""
+    num_kept: int = 0
+    """How many of its pages, from the first, the prefix cache holds."""
+    num_reused_tokens: int = 0
+    """How many of the prompt's tokens had been computed when it began."""
     first_step_ns: int = 0
     first_token_ns: int = 0
     is_started: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt, *self.request.forced]
+
+    @property
+    def id(self) -> tuple[str, int]:
+        """Request id and attempt, as all its events begin."""
+        return (self.request.request_id, self.request.attempt)
 
     @property
     def num_answer_tokens(self) -> int:
@@ -141,12 +157,16 @@ class Sequence:
         added = np.asarray(pages, dtype=np.int64) * page_elements
         self.page_offsets = np.concatenate([self.page_offsets, added])
 
-    def drop_pages(self) -> list[int]:
-        """Forget all pages, and with them what was computed; returns them for freeing."""
-        pages, self.pages = self.pages, []
+    def replace_page(self, index: int, page: int, page_elements: int) -> None:
+        """Use ``page``, which holds the same, instead of the one at ``index``."""
+        self.pages[index] = page
+        self.page_offsets[index] = page * page_elements
+
+    def drop_pages(self) -> None:
+        """Forget all pages, and with them what was computed."""
+        self.pages = []
         self.page_offsets = self.page_offsets[:0]
-        self.num_cached_tokens = 0
-        return pages
+        self.num_cached_tokens = self.num_kept = 0
 
     def timings(self, now_ns: int) -> SequenceTimings:
         """Return where the time went until ``now_ns``."""
@@ -167,8 +187,9 @@ class Sequence:
             num_prompt_tokens=len(self.request.prompt),
             num_completion_tokens=self.num_answer_tokens,
             timings=self.timings(now_ns),
+            num_reused_tokens=self.num_reused_tokens,
         )
 
     def failed(self, refusal: Refusal) -> SequenceFailed:
         """Return the event that ends this sequence with an error."""
-        return SequenceFailed(self.request.request_id, self.request.attempt, refusal)
+        return SequenceFailed(*self.id, refusal)

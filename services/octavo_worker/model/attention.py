@@ -9,9 +9,15 @@ from octavo_worker.model.context import StepContext, UnsupportedBase
 
 NAME = "octavo_paged"
 # Said by models, but nothing that changes attention here: positions went into the rotary embedding already,
-# and use_cache/is_causal/output_attentions only ever carry what this attention does anyway.
+# and the flags below only ever carry what this attention does anyway (the router's belongs to the experts).
 _WITHOUT_EFFECT = {"position_ids", "cache_position"}
-_EXPECTED = {"use_cache": False, "is_causal": True, "output_attentions": False, "output_hidden_states": False}
+_EXPECTED = {
+    "use_cache": False,
+    "is_causal": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+}
 
 
 def register() -> None:
@@ -96,6 +102,7 @@ def paged_attention_forward(
         scaling=shape.head_dim**-0.5 if scaling is None else scaling,
         window=sliding_window,
         softcap=softcap,
-        sinks=s_aux,
+        # Kept in the base's dtype by the model; they enter an fp32 softmax.
+        sinks=None if s_aux is None else s_aux.float(),
     )
     return out.unsqueeze(0), None

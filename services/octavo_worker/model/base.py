@@ -1,22 +1,25 @@
 """The frozen base: a ``transformers`` model made ready to serve packed, paged, multi-adapter batches."""
 
+import contextlib
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from octavo_shared.manifest import BaseManifest, ModuleShape
 from octavo_shared.references import Fingerprint
+from octavo_shared.telemetry import log
 from octavo_worker.model import attention, self_check
 from octavo_worker.model.context import KvShape, StepContext, StepInputs, UnsupportedBase
 from octavo_worker.model.fingerprint import fingerprint_of
-from octavo_worker.model.linear import replace_linears
+from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
+from octavo_worker.model.packed_run import run_packed
+from octavo_worker.model.served_form import ServedForm, served_form_of
 
 _COUPLING_ROPES = {"dynamic", "longrope"}
 """Rotary embeddings computed from the largest position of the batch: neighbours would change each other."""
@@ -41,8 +44,8 @@ class BaseModel:
         return self.context.kv_shape
 
     def logits(self, inputs: StepInputs, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        """Run one packed batch and return the logits of ``rows``; shapes as in ``self_check.run_packed``."""
-        return self_check.run_packed(self.model, self.context, inputs, tokens, positions, rows)
+        """Run one packed batch and return the logits of ``rows``; shapes as in ``run_packed``."""
+        return run_packed(self.model, self.context, inputs, tokens, positions, rows)
 
 
 def load_base(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> BaseModel:
@@ -52,22 +55,37 @@ def load_base(folder: Path, device: str | torch.device = "cpu", dtype: torch.dty
     Raises ``UnsupportedBase`` with one sentence when this base cannot be served right.
     """
     device = torch.device(device)
-    fingerprint = fingerprint_of(folder)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # The reference run needs an attention that every architecture has and that knows windows and soft caps.
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", attn_implementation="eager", local_files_only=True
-    )
-    model.train(mode=False)
-    model.requires_grad_(False)
-    torch.nn.Module.to(model, device=device)
-    return adopt(model, folder, fingerprint)
+    with _in_one_sentence("this base cannot be loaded"):
+        fingerprint = fingerprint_of(folder, dtype)
+        form = served_form_of(folder, dtype)
+        # The reference run needs an attention that every architecture has and that knows windows and soft caps.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, form.dtype), attn_implementation="eager", local_files_only=True
+        )
+        model.train(mode=False)
+        model.requires_grad_(False)
+        torch.nn.Module.to(model, device=device)
+    with _in_one_sentence("this architecture cannot be served"):
+        return _adopt(model, folder, fingerprint, form)
 
 
-def adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint) -> BaseModel:
+@contextlib.contextmanager
+def _in_one_sentence(problem: str) -> Iterator[None]:
+    """Turn whatever an architecture's own code raises into ``UnsupportedBase``: its code is not ours to foresee."""
+    try:
+        yield
+    except UnsupportedBase:
+        raise
+    except Exception as cause:
+        detail = (str(cause).strip().splitlines() or [""])[0]
+        raise UnsupportedBase(f"{problem}: {type(cause).__name__}: {detail}") from cause
+
+
+def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form: ServedForm) -> BaseModel:
     """Turn a loaded, still unmodified ``model`` of ``folder`` into a ``BaseModel``; see ``load_base``."""
     config = model.config.get_text_config()
-    _check_served(model, config)
+    _check_served(model, config, form)
     dtype, device = model.dtype, model.device
     expected = self_check.expect(model, config.vocab_size, _window_max(config))
 
@@ -83,20 +101,26 @@ def adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint) -> Bas
     model.set_attn_implementation(attention.NAME)
     attention.attach_context(model, context)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    modules = replace_linears(model, head, context)
-    self_check.check(model, context, expected, dtype)
-
-    manifest = _manifest(
-        folder,
-        model,
-        fingerprint,
-        {name: ModuleShape(linear.in_features, linear.out_features) for name, linear in modules.items()},
-    )
+    linears = replace_linears(model, head, context)
+    targetable = self_check.check(model, context, expected, dtype, linears)
+    if dropped := sorted(linears.keys() - targetable):
+        log.warning("modules_not_targetable", num_modules=len(dropped), first=dropped[0])
     return BaseModel(
         model=model,
         context=context,
         fingerprint=fingerprint,
-        manifest=manifest,
+        manifest=BaseManifest(
+            name=folder.resolve().name,
+            fingerprint=fingerprint,
+            context_tokens=form.context_tokens,
+            dtype=form.dtype,
+            chat_template=form.chat_template,
+            bos_token=form.bos_token,
+            eos_token=form.eos_token,
+            stop_token_ids=form.stop_token_ids,
+            modules={name: _shape_of(linear) for name, linear in linears.items() if name in targetable},
+            num_layers=config.num_hidden_layers,
+        ),
         tokenizer_json=(folder / "tokenizer.json").read_bytes(),
         device=device,
         dtype=dtype,
@@ -104,9 +128,15 @@ def adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint) -> Bas
     )
 
 
-def _check_served(model: PreTrainedModel, config: PretrainedConfig) -> None:
+def _shape_of(linear: MultiAdapterLinear) -> ModuleShape:
+    return ModuleShape(linear.in_features, linear.out_features)
+
+
+def _check_served(model: PreTrainedModel, config: PretrainedConfig, form: ServedForm) -> None:
     if model.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise UnsupportedBase(f"this base has dtype {model.dtype}; served are bfloat16, float16 and float32")
+    if form.dtype != str(model.dtype).removeprefix("torch."):
+        raise UnsupportedBase(f"this base was asked for in {form.dtype} and keeps {model.dtype}")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise UnsupportedBase("this architecture cannot compute the logits of chosen rows only")
     if coupling := _COUPLING_ROPES.intersection(_rope_types(getattr(config, "rope_parameters", None))):
@@ -124,52 +154,3 @@ def _rope_types(parameters: object) -> Iterator[str]:
 
 def _window_max(config: PretrainedConfig) -> int:
     return max(getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text())
-    return content if isinstance(content, dict) else {}
-
-
-def _token_text(value: object) -> str:
-    # Tokenizer configurations write a special token as its text or as an object around it.
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
-
-
-def _chat_template(folder: Path, tokenizer: Mapping[str, object]) -> str:
-    if (path := folder / "chat_template.jinja").is_file():
-        return path.read_text()
-    template = tokenizer.get("chat_template")
-    return template if isinstance(template, str) else ""
-
-
-def _stop_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    generation: GenerationConfig | None = getattr(model, "generation_config", None)
-    found: set[int] = set()
-    for source in (generation, model.config.get_text_config()):
-        ids = getattr(source, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return tuple(sorted(found))
-
-
-def _manifest(
-    folder: Path, model: PreTrainedModel, fingerprint: Fingerprint, modules: dict[str, ModuleShape]
-) -> BaseManifest:
-    config = model.config.get_text_config()
-    tokenizer = _read_json(folder / "tokenizer_config.json")
-    return BaseManifest(
-        name=folder.resolve().name,
-        fingerprint=fingerprint,
-        context_tokens=config.max_position_embeddings,
-        dtype=str(model.dtype).removeprefix("torch."),
-        chat_template=_chat_template(folder, tokenizer),
-        bos_token=_token_text(tokenizer.get("bos_token")),
-        eos_token=_token_text(tokenizer.get("eos_token")),
-        stop_token_ids=_stop_token_ids(model),
-        modules=modules,
-        num_layers=config.num_hidden_layers,
-    )

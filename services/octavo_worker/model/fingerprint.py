@@ -1,27 +1,37 @@
-"""The fingerprint of a base: one digest over its configuration, tokenizer and weights, however they are sharded."""
+"""The fingerprint of a base: one digest over its configuration, tokenizer, weights (however they are sharded) and form.
+
+The form is in it because it is in the manifest, and a manifest is found by its fingerprint: two workers that would
+write another prompt or stop at another token do not serve the same base.
+"""
 
 import hashlib
 import json
 import mmap
+from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from octavo_shared.references import Fingerprint
 from octavo_worker.model.context import UnsupportedBase
+from octavo_worker.model.served_form import served_form_of
 
 _VOLATILE = ("transformers_version", "_name_or_path")
 """Keys of ``config.json`` that say who wrote the file, not what the model computes."""
 _HEADER_BYTES_MAX = 100 * 1024 * 1024
 
 
-def fingerprint_of(folder: Path) -> Fingerprint:
-    """Return the fingerprint of the Hugging Face model directory ``folder``, ``sha256:…``.
+def fingerprint_of(folder: Path, dtype: torch.dtype | None = None) -> Fingerprint:
+    """Return the fingerprint of the Hugging Face model directory ``folder`` served in ``dtype``, ``sha256:…``.
 
-    Reads every weight once (about 1 s per GB). Raises ``UnsupportedBase`` when a part is missing.
+    ``dtype`` None is the checkpoint's own. Reads every weight once (about 1 s per GB). Raises ``UnsupportedBase``
+    when a part is missing.
     """
     parts = {
         "config": _config_digest(folder / "config.json"),
         "tokenizer": _sha256(_read(folder / "tokenizer.json")),
         "weights": _weights_digest(folder),
+        "form": _sha256(_canonical(asdict(served_form_of(folder, dtype)))),
     }
     return Fingerprint("sha256:" + _sha256(_canonical(parts)))
 

@@ -1,19 +1,22 @@
-"""The start-up self-check: a base is served only if the packed, paged model computes what the unmodified one does."""
+"""The start-up self-check: a base is served only if the packed, paged model computes what the unmodified one does,
+and if no prompt's answer depends on the prompts beside it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from octavo_kernels.layout import KvTable, RowGroups
-from octavo_worker.model.context import KvShape, StepContext, StepInputs, UnsupportedBase
+from octavo_worker.model.context import StepContext, UnsupportedBase
+from octavo_worker.model.linear import MultiAdapterLinear
+from octavo_worker.model.packed_run import NUM_ROWS_KEPT, PackedPrompts
 
 _SEED = 20_260_101
 _LENGTHS = (37, 21)
 _CHUNK_SHARES = (0.6, 0.4)
 """How much of each sequence the first chunk holds: neither ends with a page, both chunks see both sequences."""
-_ROWS_COMPARED = 4
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 """Largest relative distance of logits; rounding gives about 1e-6, 2e-3 and 2e-2, a wrong mask or position 0.3."""
 
@@ -24,6 +27,7 @@ class Expectation:
 
     prompts: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
+    vocab_size: int
 
 
 def expect(model: nn.Module, vocab_size: int, window_max: int) -> Expectation:
@@ -35,20 +39,59 @@ def expect(model: nn.Module, vocab_size: int, window_max: int) -> Expectation:
     )
     with torch.inference_mode():
         logits = tuple(
-            model(input_ids=prompt[None], use_cache=False, logits_to_keep=_ROWS_COMPARED).logits[0].float()
+            model(input_ids=prompt[None], use_cache=False, logits_to_keep=NUM_ROWS_KEPT).logits[0].float()
             for prompt in prompts
         )
-    return Expectation(prompts, logits)
+    return Expectation(prompts, logits, vocab_size)
 
 
-def check(model: nn.Module, context: StepContext, expected: Expectation, dtype: torch.dtype) -> None:
-    """Run both prompts packed, in two chunks, over pages; raises ``UnsupportedBase`` unless the logits agree."""
+def check(
+    model: nn.Module,
+    context: StepContext,
+    expected: Expectation,
+    dtype: torch.dtype,
+    linears: Mapping[str, MultiAdapterLinear],
+) -> set[str]:
+    """Run both prompts packed, in two chunks, over pages; return the names of the ``linears`` adapters may target.
+
+    Raises ``UnsupportedBase`` unless the logits are near those of the unmodified model, and equal in every bit
+    whatever the other prompt is.
+    """
     context.layers_called.clear()
-    firsts = [int(len(prompt) * share) for prompt, share in zip(expected.prompts, _CHUNK_SHARES, strict=True)]
-    lengths = [len(prompt) for prompt in expected.prompts]
-    paged = _TwoSequences(context.kv_shape, lengths, dtype, expected.prompts[0].device)
-    paged.run(model, context, expected.prompts, [0, 0], firsts)
-    logits = paged.run(model, context, expected.prompts, firsts, lengths)
+    with _rows_watched(linears, context) as has_all_rows:
+        _check_distance(model, context, expected, dtype)
+        _check_neighbours(model, context, expected, dtype)
+    return {name for name, is_whole in has_all_rows.items() if is_whole}
+
+
+@contextlib.contextmanager
+def _rows_watched(linears: Mapping[str, MultiAdapterLinear], context: StepContext) -> Iterator[dict[str, bool]]:
+    """Note of each linear that is called in this block whether every call gave it exactly the rows of the batch.
+
+    Adapters are chosen by a row's place in the batch, so a linear that sees fewer rows (only those whose logits are
+    wanted, only those of one expert) cannot take one. Watched through hooks: a served step pays nothing for it.
+    """
+    has_all_rows: dict[str, bool] = {}
+
+    def watch(name: str, linear: MultiAdapterLinear) -> RemovableHandle:
+        def note(_module: nn.Module, _arguments: object, output: Tensor) -> None:
+            assert context.inputs is not None, "the model was called outside a step"
+            is_whole = output.numel() == context.inputs.token_offsets.numel() * linear.out_features
+            has_all_rows[name] = has_all_rows.get(name, True) and is_whole
+
+        return linear.register_forward_hook(note)
+
+    handles = [watch(name, linear) for name, linear in linears.items()]
+    try:
+        yield has_all_rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_distance(model: nn.Module, context: StepContext, expected: Expectation, dtype: torch.dtype) -> None:
+    """Raise ``UnsupportedBase`` unless the packed logits are near those of the unmodified model."""
+    logits = _in_two_chunks(model, context, expected.prompts, dtype)
     missing = set(range(context.kv_shape.num_layers)) - context.layers_called
     if missing:
         raise UnsupportedBase(f"layer {min(missing)} of this base does not attend through the paged attention")
@@ -62,71 +105,41 @@ def check(model: nn.Module, context: StepContext, expected: Expectation, dtype: 
             )
 
 
-class _TwoSequences:
-    """The smallest arena that holds the prompts, pages dealt out in turn so that neither lies in one piece."""
+def _check_neighbours(model: nn.Module, context: StepContext, expected: Expectation, dtype: torch.dtype) -> None:
+    """Raise ``UnsupportedBase`` when a prompt's logits change by one bit with the other prompt's tokens.
 
-    def __init__(self, shape: KvShape, lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        self._shape = shape
-        num_pages = max(shape.num_pages(length) for length in lengths)
-        count = len(lengths)
-        pages = torch.arange(num_pages * count, device=device).view(num_pages, count).T
-        self._page_offsets = (pages * shape.page_elements).contiguous()
-        # What nobody wrote must not be read.
-        self._arena = torch.full((num_pages * count * shape.page_elements,), torch.nan, dtype=dtype, device=device)
-
-    def run(
-        self,
-        model: nn.Module,
-        context: StepContext,
-        prompts: Sequence[Tensor],
-        begins: Sequence[int],
-        ends: Sequence[int],
-    ) -> list[Tensor]:
-        """Compute tokens ``begins[i]`` to ``ends[i]`` of each prompt as one packed batch; returns the last logits."""
-        device = self._arena.device
-        spans = [torch.arange(begin, end, device=device) for begin, end in zip(begins, ends, strict=True)]
-        starts = torch.tensor([0, *(len(span) for span in spans)], device=device).cumsum(0).to(torch.int32)
-        shape = self._shape
-        inputs = StepInputs(
-            arena=self._arena,
-            kv=KvTable(
-                page_offsets=self._page_offsets,
-                query_starts=starts,
-                context_lens=torch.tensor(ends, dtype=torch.int32, device=device),
-                page_tokens=shape.page_tokens,
-                num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-            ),
-            token_offsets=torch.cat(
-                [
-                    self._page_offsets[i][span // shape.page_tokens] + span % shape.page_tokens * shape.head_dim
-                    for i, span in enumerate(spans)
-                ]
-            ),
-            groups=RowGroups(
-                starts=torch.tensor([0, int(starts[-1])], dtype=torch.int32, device=device),
-                slots=torch.tensor([-1], dtype=torch.int32, device=device),
-            ),
-            tables={},
-        )
-        tokens = torch.cat([prompt[span] for prompt, span in zip(prompts, spans, strict=True)])
-        rows = torch.cat([torch.arange(int(end) - _ROWS_COMPARED, int(end), device=device) for end in starts[1:]])
-        logits = run_packed(model, context, inputs, tokens, torch.cat(spans), rows)
-        return list(torch.split(logits.float(), _ROWS_COMPARED))
-
-
-def run_packed(
-    model: nn.Module, context: StepContext, inputs: StepInputs, tokens: Tensor, positions: Tensor, rows: Tensor
-) -> Tensor:
-    """Run one packed batch and return the logits of ``rows`` only.
-
-    Shapes: N rows in the batch, B of them wanted
-        tokens, positions  [N] int64
-        rows               [B] int64
-        result             [B, vocabulary], in the base's dtype
+    What mixes rows (a state space, a convolution, a norm over the batch) may do so by less than rounding does, so
+    no tolerance can find it. Nor is one needed: the shapes of all runs are equal and so are the places of all
+    rows, so on every device the same instructions compute a row in the same order.
     """
-    with torch.inference_mode(), context.step(inputs):
-        # The model's own forward, so that soft-capped or scaled heads are right too; it selects before the head.
-        output = model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, logits_to_keep=rows)
-    logits: Tensor = output.logits[0]
-    return logits
+    # Windows do not matter here, so the prompts may be short.
+    prompts = [prompt[:length] for prompt, length in zip(expected.prompts, _LENGTHS, strict=True)]
+    together = _in_two_chunks(model, context, prompts, dtype)
+    # One token throughout sends all the neighbour's rows to the same experts, which leaves the others almost empty.
+    for replace in (_other_tokens, _one_token):
+        for index in range(len(prompts)):
+            beside = [p if i == index else replace(p, expected.vocab_size) for i, p in enumerate(prompts)]
+            if not torch.equal(_in_two_chunks(model, context, beside, dtype)[index], together[index]):
+                raise UnsupportedBase("this base lets the other prompts of a batch change an answer")
+
+
+def _other_tokens(prompt: Tensor, vocab_size: int) -> Tensor:
+    """Return as many tokens, every one of them another."""
+    generator = torch.Generator().manual_seed(_SEED)
+    steps = torch.randint(1, vocab_size, prompt.shape, generator=generator).to(prompt.device)
+    return (prompt + steps) % vocab_size
+
+
+def _one_token(prompt: Tensor, vocab_size: int) -> Tensor:
+    """Return as many times one token."""
+    return torch.full_like(prompt, (int(prompt[0]) + 1) % vocab_size)
+
+
+def _in_two_chunks(
+    model: nn.Module, context: StepContext, prompts: Sequence[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    lengths = [len(prompt) for prompt in prompts]
+    firsts = [int(length * share) for length, share in zip(lengths, _CHUNK_SHARES, strict=True)]
+    packed = PackedPrompts(model, context, prompts, dtype)
+    packed.run([0] * len(prompts), firsts)
+    return packed.run(firsts, lengths)

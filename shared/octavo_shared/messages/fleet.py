@@ -101,7 +101,7 @@ class EvictCommand(msgspec.Struct, frozen=True):
 
 
 class EvictReport(msgspec.Struct, frozen=True):
-    """Workers that held the adapter and dropped it, and those where it was in use."""
+    """Workers that do not hold the adapter above the tier any more (or never did), and those where it was in use."""
 
     evicted: tuple[WorkerId, ...]
     pinned: tuple[WorkerId, ...]

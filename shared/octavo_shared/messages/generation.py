@@ -43,13 +43,30 @@ class AdapterHandle(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``seed`` is always set, by the gateway if need be."""
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``seed`` is always set, by the gateway if need be.
+
+    ``top_k`` 0 keeps all tokens. Presence and frequency count the answer's tokens, repetition the prompt's too.
+    ``logit_bias`` holds (token, bias) pairs. No stop token ends the answer before ``min_tokens``. ``num_logprobs`` -1
+    asks for none, 0 for the chosen token's alone, more for so many of the likeliest. ``choice`` tells the answers to
+    one request apart; with the seed and the token's index it is all that noise depends on. ``schema`` is a JSON schema
+    that the answer must satisfy.
+    """
 
     max_tokens: int
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    num_logprobs: int = -1
+    choice: int = 0
+    schema: str = ""
 
 
 class Generate(msgspec.Struct, frozen=True):
@@ -122,11 +139,25 @@ class Started(_Event, frozen=True, tag=True):
     timings: Timings = Timings()
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Natural logarithms of the model's own probabilities, before temperature, penalties, biases or a schema.
+
+    ``top`` holds (token, logprob) of the likeliest tokens, likeliest first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class TokenChunk(_Event, frozen=True, tag=True):
-    """``first_index`` is the index of ``tokens[0]`` in the answer, forced tokens counted."""
+    """``first_index`` is the index of ``tokens[0]`` in the answer, forced tokens counted.
+
+    ``logprobs`` has one entry per token when the request asked for them, else none.
+    """
 
     first_index: int
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Finished(_Event, frozen=True, tag=True):

@@ -1,0 +1,110 @@
+"""Pages of keys and values that outlive their sequence: found again by whoever begins with the same tokens.
+
+A page is known by a chain of digests: tenant, adapter and its digest, then all tokens up to the page's end. So nobody
+finds another tenant's pages, and a new revision never finds those of an old one. Only whole pages are kept, and
+whoever finds them never writes to them.
+"""
+
+import hashlib
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo_shared.references import TenantId
+from octavo_worker.adapters.pages import Arena, PageUse
+from octavo_worker.adapters.residents import AdapterKey
+
+_DIGEST_BYTES = 16
+
+PageDigest = bytes
+
+
+def root_of(tenant_id: TenantId, adapter_key: AdapterKey | None) -> PageDigest:
+    """Return where the chain of a tenant's sequences with one revision begins."""
+    scope = (tenant_id, *(adapter_key or ()))
+    return hashlib.blake2b("\0".join(scope).encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def extend(chain: list[PageDigest], tokens: Sequence[int], num_pages: int, page_tokens: int) -> None:
+    """Append the digests of pages up to ``num_pages`` to ``chain``, whose first element is the root."""
+    for index in range(len(chain) - 1, num_pages):
+        content = array("q", tokens[index * page_tokens : (index + 1) * page_tokens]).tobytes()
+        chain.append(hashlib.blake2b(content, key=chain[-1], digest_size=_DIGEST_BYTES).digest())
+
+
+@dataclass
+class _Kept:
+    page: int
+    num_users: int
+
+
+class PrefixCache:
+    """Which pages hold what. Used by the engine's thread; ``reclaim`` also by whoever needs pages for an adapter.
+
+    Pages that are in use are never reclaimed. Of the others the one that was let go of longest ago goes first, and of
+    one sequence its last page first: what is left is still a beginning.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._lock = threading.Lock()
+        self._kept: dict[PageDigest, _Kept] = {}
+        self._idle: OrderedDict[PageDigest, None] = OrderedDict()
+
+    @property
+    def num_reclaimable(self) -> int:
+        """Pages that nobody uses."""
+        with self._lock:
+            return len(self._idle)
+
+    @property
+    def num_pages(self) -> int:
+        """All pages that are kept, in use or not."""
+        with self._lock:
+            return len(self._kept)
+
+    def attach(self, digests: Sequence[PageDigest]) -> list[int]:
+        """Return the pages of the longest known beginning of ``digests``; they are in use until ``release``."""
+        pages = []
+        with self._lock:
+            for digest in digests:
+                kept = self._kept.get(digest)
+                if kept is None:
+                    break
+                if kept.num_users == 0:
+                    del self._idle[digest]
+                kept.num_users += 1
+                pages.append(kept.page)
+        return pages
+
+    def keep(self, digest: PageDigest, page: int) -> bool:
+        """Take ``page``, which its sequence goes on using; False when another page holds the same already."""
+        with self._lock:
+            if digest in self._kept:
+                return False
+            self._kept[digest] = _Kept(page, num_users=1)
+            return True
+
+    def release(self, digests: Sequence[PageDigest]) -> None:
+        """Take back one use of each of these pages, given from a sequence's first to its last."""
+        with self._lock:
+            for digest in reversed(digests):
+                kept = self._kept[digest]
+                assert kept.num_users > 0, "a page was released more often than it was used"
+                kept.num_users -= 1
+                if kept.num_users == 0:
+                    self._idle[digest] = None
+
+    def reclaim(self, num_pages: int) -> int:
+        """Give up to ``num_pages`` idle pages back to the arena; returns how many."""
+        with self._lock:
+            digests = [digest for digest, _ in zip(self._idle, range(num_pages), strict=False)]
+            pages = []
+            for digest in digests:
+                del self._idle[digest]
+                pages.append(self._kept.pop(digest).page)
+        if pages:
+            self._arena.free(pages, PageUse.KV)
+        return len(pages)
