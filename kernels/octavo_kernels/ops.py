@@ -1,4 +1,4 @@
-"""The four operations of the engine. The tensors choose the path: CUDA takes Triton, a CPU takes ``cpu``.
+"""The operations of the engine. The tensors choose the path: CUDA takes Triton, a CPU takes ``cpu``.
 
 Triton is imported when the first CUDA tensor arrives, so that a machine without it works.
 The Triton kernels have never run on a GPU (see the README).
