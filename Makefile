@@ -6,6 +6,9 @@ STAMP := .venv/.octavo-setup
 PEERS_BIN := .venv-peers/bin
 PEERS_STAMP := .venv-peers/.octavo-setup
 
+# As a worker is run: its threads sleep soon at a barrier, because they may share their cores.
+export GOMP_SPINCOUNT ?= 2000
+
 .PHONY: help setup base demo up test test-unit check bench-engine bench-peers
 
 help:  ## show this list

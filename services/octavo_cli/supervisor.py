@@ -21,6 +21,9 @@ _INHERITED = (
     "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
     "CC", "CXX", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV",
 )  # fmt: skip
+_SPIN = {"GOMP_SPINCOUNT": "2000"}
+"""How long a worker's threads spin at a barrier before they sleep. By default it is long enough to make a worker that
+shares its cores many times slower: they spin for a thread that is not running (``shared/decisions/0004-…``)."""
 
 Report = Callable[[str], None]
 
@@ -189,7 +192,8 @@ class LocalFleet:
             "OCTAVO_WARM_BYTES": str(self.plan.warm_bytes),
             "OCTAVO_LOCAL_BYTES": str(self.plan.local_bytes),
         }
-        self._make(name, self._store_environ() | environ | dict(self.plan.worker_environ))
+        spin = {key: os.environ.get(key, value) for key, value in _SPIN.items()}
+        self._make(name, self._store_environ() | spin | environ | dict(self.plan.worker_environ))
         return name
 
     def _bus_environ(self) -> dict[str, str]:
