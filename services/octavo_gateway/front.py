@@ -121,9 +121,13 @@ class FrontDesk:
         async def run(choice: Choice) -> None:
             call.put(await choice.run(self._dispatcher, on_started))
 
-        await together([run(choice) for choice in choices])
+        try:
+            await together([run(choice) for choice in choices])
+        finally:
+            # Also of a request that fails or whose caller leaves: what was generated was generated.
+            record.num_completion_tokens = sum(choice.num_completion_tokens for choice in choices)
         first = choices[0].finished
-        record.end(first, sum(choice.num_completion_tokens for choice in choices))
+        record.end(first)
         call.put(
             End(
                 num_prompt_tokens=record.num_prompt_tokens,

@@ -58,9 +58,8 @@ class RequestRecord:
             self.ttft_ms = now_ms() - self.at_ms
             metrics.TTFT.labels(self.started.tier.value).observe(self.ttft_ms / 1000)
 
-    def end(self, finished: Finished | None, num_completion_tokens: int) -> None:
-        """Note how the first answer ended (None: by a stop string) and how much was generated in all."""
-        self.num_completion_tokens = num_completion_tokens
+    def end(self, finished: Finished | None) -> None:
+        """Note how the first answer ended; None: by a stop string."""
         self.reason = finished.reason.value if finished else "stop"
         if finished is not None:
             self.timings = finished.timings

@@ -120,6 +120,46 @@ async def test_several_choices_are_generated_apart_and_told_by_their_index(world
         assert [choice["finish_reason"] for choice in mine if choice["finish_reason"]] == ["stop"]
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
+async def test_where_a_stop_string_ends_an_answer_does_not_depend_on_how_tokens_are_sent(
+    world: World, chunk_tokens: int
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.started()
+        for first in range(0, len(world.tokens), chunk_tokens):
+            await exchange.tokens(first, world.tokens[first : first + chunk_tokens])
+        await exchange.finished(len(world.tokens))
+
+    await world.add_worker("w1", script)
+    # The longer one begins earlier, the shorter one is complete earlier.
+    response = await world.http.post(CHAT, json=world.body(stop=["answer is forty", "swer"]), headers=world.key())
+    choice = response.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("the an", "stop")
+
+
+async def test_a_request_whose_caller_leaves_still_counts_what_was_generated(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.started()
+        await exchange.tokens(0, world.tokens[:5])
+        await exchange.is_cancelled.wait()
+
+    worker = await world.add_worker("w1", script)
+    async with world.http.stream("POST", CHAT, json=world.body(stream=True), headers=world.key()) as response:
+        lines = response.aiter_lines()
+        while "the" not in await anext(lines):
+            pass
+    async with asyncio.timeout(5):
+        await worker.cancelled.get()
+    told = ""
+    async with asyncio.timeout(5):
+        while "request_finished" not in told:
+            await asyncio.sleep(0.02)
+            told += capsys.readouterr().out
+    assert "num_completion_tokens=5" in told
+
+
 async def test_one_failing_choice_ends_the_request_and_cancels_the_others(world: World) -> None:
     async def script(exchange: Exchange) -> None:
         if exchange.generate.sampling.choice == 1:
