@@ -23,7 +23,7 @@ _INHERITED = (
 )  # fmt: skip
 _SPIN = {"GOMP_SPINCOUNT": "2000"}
 """How long a worker's threads spin at a barrier before they sleep. By default it is long enough to make a worker that
-shares its cores many times slower: they spin for a thread that is not running (``shared/decisions/0004-…``)."""
+shares its cores several times slower: they spin for a thread that is not running (``shared/decisions/0004-…``)."""
 
 Report = Callable[[str], None]
 
