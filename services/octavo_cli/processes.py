@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,6 +14,11 @@ from typing import Any
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 20
+_SERVER_PORTS = (10_000, 32_768)
+"""Above what well-known services use, below where Linux takes the ports of outgoing connections from."""
+_PORT_TRIES_MAX = 1_000
+_handed_out: set[int] = set()
+"""No port twice from one process: whoever was given it may not have bound it yet."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a local Octavo in order: Ctrl-C, a polite kill, and a terminal that was closed."""
@@ -32,10 +38,20 @@ def script(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port that was free on loopback a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of loopback that is free, and that nothing but a server will want before it is bound.
+
+    No port comes twice. It is not what the kernel hands out for port 0: those are the ports of outgoing connections
+    too, and a server with a dozen ports to bind was seen to lose one of them to a connection while it started.
+    """
+    for _ in range(_PORT_TRIES_MAX):
+        port = random.randrange(*_SERVER_PORTS)
+        if port in _handed_out:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            _handed_out.add(port)
+            return port
+    raise StartFailed(f"no free port from {_SERVER_PORTS[0]} to {_SERVER_PORTS[1]} on loopback")
 
 
 class Process:
