@@ -17,6 +17,7 @@ from octavo_shared.telemetry import log
 from octavo_worker.model import attention, self_check
 from octavo_worker.model.context import KvShape, StepContext, StepInputs, UnsupportedBase
 from octavo_worker.model.fingerprint import fingerprint_of
+from octavo_worker.model.fused import fuse
 from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
 from octavo_worker.model.packed_run import run_packed
 from octavo_worker.model.served_form import ServedForm, served_form_of
@@ -102,6 +103,7 @@ def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form:
     attention.attach_context(model, context)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linears = replace_linears(model, head, context)
+    fuse(model, device, dtype)
     targetable = self_check.check(model, context, expected, dtype, linears)
     if dropped := sorted(linears.keys() - targetable):
         log.warning("modules_not_targetable", num_modules=len(dropped), first=dropped[0])
