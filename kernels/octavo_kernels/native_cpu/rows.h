@@ -117,6 +117,16 @@ void project_ranks(const float* x, int64_t pitch, const T* arena, const int64_t*
   }
 }
 
+// A block's rows, however many: a row's sums are the same beside any others.
+template <class T, class... Rest> void project_block(int64_t rows, const float* x, int64_t pitch, const T* arena, Rest&&... rest) {
+  switch (rows) {
+    case 1: return project_ranks<T, 1>(x, pitch, arena, rest...);
+    case 2: return project_ranks<T, 2>(x, pitch, arena, rest...);
+    case 3: return project_ranks<T, 3>(x, pitch, arena, rest...);
+    default: return project_ranks<T, BLOCK>(x, pitch, arena, rest...);
+  }
+}
+
 template <class T>
 int shrink(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const Table& t, const Groups& g, float* out,
            int64_t n, int64_t h) {
@@ -143,11 +153,7 @@ int shrink(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const
     for (int64_t j = 0; j < last - first; j++) ahead.add(arena + offsets[j], h * sizeof(T));
     ahead.start();
     float* to = out + block.row * t.rank_max + first;
-    if (block.rows == BLOCK)
-      project_ranks<T, BLOCK>(rows, pitch, arena, offsets, last - first, h, to, t.rank_max, ahead);
-    else
-      for (int64_t r = 0; r < block.rows; r++)
-        project_ranks<T, 1>(rows + r * pitch, pitch, arena, offsets, last - first, h, to + r * t.rank_max, t.rank_max, ahead);
+    project_block(block.rows, rows, pitch, arena, offsets, last - first, h, to, t.rank_max, ahead);
   });
   return OK;
 }
@@ -213,6 +219,15 @@ void add_features(const float* w, int64_t w_pitch, const T* arena, const int64_t
   if (o < end) add_products<T, ROWS, 1>(w, w_pitch, arena, offsets, ranks, y, y_pitch, o, end - o);
 }
 
+template <class T, class... Rest> void add_block(int64_t rows, const float* w, int64_t w_pitch, const T* arena, Rest&&... rest) {
+  switch (rows) {
+    case 1: return add_features<T, 1>(w, w_pitch, arena, rest...);
+    case 2: return add_features<T, 2>(w, w_pitch, arena, rest...);
+    case 3: return add_features<T, 3>(w, w_pitch, arena, rest...);
+    default: return add_features<T, BLOCK>(w, w_pitch, arena, rest...);
+  }
+}
+
 template <class T>
 int expand(const float* v, const T* arena, int64_t arena_len, const Table& t, const Groups& g, T* y, int64_t y_pitch,
            int64_t n, int64_t width) {
@@ -235,11 +250,7 @@ int expand(const float* v, const T* arena, int64_t arena_len, const Table& t, co
     for (int64_t j = 0; j < block.rank; j++) ahead.add(arena + offsets[j] + first, (last - first) * sizeof(T));
     ahead.start();
     T* to = y + block.row * y_pitch;
-    if (block.rows == BLOCK)
-      add_features<T, BLOCK>(w, t.rank_max, arena, offsets, block.rank, to, y_pitch, first, last, ahead);
-    else
-      for (int64_t r = 0; r < block.rows; r++)
-        add_features<T, 1>(w + r * t.rank_max, t.rank_max, arena, offsets, block.rank, to + r * y_pitch, y_pitch, first, last, ahead);
+    add_block(block.rows, w, t.rank_max, arena, offsets, block.rank, to, y_pitch, first, last, ahead);
   });
   return OK;
 }
@@ -294,20 +305,11 @@ int adapt(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const 
       const Table& t = *parts[i].table;
       int64_t rank = t.ranks[block.slot], first = block.slot * t.rank_max, width = parts[i].width;
       if (!rank) continue;
-      if (block.rows == BLOCK)
-        project_ranks<T, BLOCK>(rows, pitch, arena, t.a + first, rank, h, v, rank_max, ahead);
-      else
-        for (int64_t r = 0; r < block.rows; r++)
-          project_ranks<T, 1>(rows + r * pitch, pitch, arena, t.a + first, rank, h, v + r * rank_max, rank_max, ahead);
+      project_block(block.rows, rows, pitch, arena, t.a + first, rank, h, v, rank_max, ahead);
       for (int64_t r = 0; r < block.rows; r++)
         for (int64_t j = 0; j < rank; j++) v[r * rank_max + j] *= t.scalings[block.slot];
       T* y = (T*)parts[i].y + block.row * parts[i].y_pitch;
-      if (block.rows == BLOCK)
-        add_features<T, BLOCK>(v, rank_max, arena, t.b + first, rank, y, parts[i].y_pitch, 0, width, ahead);
-      else
-        for (int64_t r = 0; r < block.rows; r++)
-          add_features<T, 1>(v + r * rank_max, rank_max, arena, t.b + first, rank, y + r * parts[i].y_pitch,
-                             parts[i].y_pitch, 0, width, ahead);
+      add_block(block.rows, v, rank_max, arena, t.b + first, rank, y, parts[i].y_pitch, 0, width, ahead);
     }
   });
   return OK;
