@@ -90,7 +90,7 @@ inline void project(const float* x, int64_t pitch, const T* a, int64_t h, v16* l
   v16 acc[ROWS][4] = {};
   int64_t k = 0;
   for (; k + 64 <= h; k += 64) {
-    ahead.lines(sizeof(T));
+    if (ROWS == 1) ahead.lines(sizeof(T));  // more rows are bound by multiplying
     for (int c = 0; c < 4; c++) {
       v16 w = load(a + k + 16 * c);
       for (int r = 0; r < ROWS; r++) acc[r][c] = fma(load(x + r * pitch + k + 16 * c), w, acc[r][c]);
