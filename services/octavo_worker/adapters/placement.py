@@ -65,7 +65,7 @@ def runs_of(modules: Sequence[PackedModule], shapes: Mapping[str, ModuleShape]) 
     for module in modules:
         shape = shapes.get(module.name)
         if shape is None:
-            raise AdapterRefused("unknown_module", f"the base has no linear module '{module.name}'")
+            raise AdapterRefused("unknown_module", f"the base has no linear module '{module.name}' that takes adapters")
         if (shape.in_features, shape.out_features) != (module.in_features, module.out_features):
             raise AdapterRefused(
                 "wrong_shape",
