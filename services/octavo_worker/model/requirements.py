@@ -20,6 +20,8 @@ def check_config(config: PretrainedConfig) -> None:
     name = config.model_type
     if config.is_encoder_decoder or text.is_encoder_decoder:
         raise UnsupportedBase(f"architecture '{name}' is an encoder with a decoder; only decoders are served")
+    if not getattr(text, "num_attention_heads", None):
+        raise UnsupportedBase(f"architecture '{name}' has no attention heads; only decoders that attend are served")
     for said in (config, text):
         if quantisation := getattr(said, "quantization_config", None):
             raise UnsupportedBase(
