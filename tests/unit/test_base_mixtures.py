@@ -17,8 +17,8 @@ from octavo_shared.errors import AdapterRefused
 from octavo_shared.manifest import ModuleShape
 from octavo_shared.pack import PEFT_PREFIX
 from octavo_shared.safetensors_form import write_tensors
+from octavo_worker.model import attention, self_check
 from octavo_worker.model import base as base_module
-from octavo_worker.model import self_check
 from octavo_worker.model.base import load_base
 from octavo_worker.model.context import UnsupportedBase
 from support.adapters import config_json, raw
@@ -48,6 +48,8 @@ MIXTURES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }  # fmt: skip
 
+_ROUTE = MixtralTopKRouter.forward
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -62,7 +64,7 @@ def test_a_mixed_batch_gets_what_transformers_and_peft_compute_alone(name: str, 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_mixture_is_served_in_bf16_too(name: str, tmp_path: Path) -> None:
-    # Weights of a trained model's size: with larger ones rounding sends tokens to other experts.
+    # Weights nearer to a trained model's: larger ones make much of rounding.
     config = MIXTURES[name]()
     config.initializer_range = 0.05
     base = load_base(save_base(make_model(config), tmp_path / "base"), "cpu", torch.bfloat16)
@@ -70,12 +72,51 @@ def test_a_mixture_is_served_in_bf16_too(name: str, tmp_path: Path) -> None:
     assert not any("experts." in module for module in base.manifest.modules if ".shared_experts." not in module)
 
 
+def test_a_router_that_rounding_sends_elsewhere_is_no_reason_to_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect, distance, seen = self_check.expect, self_check._distance, []
+
+    def route_otherwise(router: MixtralTopKRouter, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # As if there were a tie for every second row.
+        logits, weights, index = _ROUTE(router, rows)
+        return logits, weights, torch.where(rows[:, :1] > 0, (index + 1) % router.num_experts, index)
+
+    def expect_then_change(*args: object) -> self_check.Expectation:
+        expected = expect(*args)  # type: ignore[arg-type]
+        monkeypatch.setattr(MixtralTopKRouter, "forward", route_otherwise)
+        return expected
+
+    def note(*args: object) -> float:
+        seen.append(distance(*args))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(self_check, "expect", expect_then_change)
+    monkeypatch.setattr(self_check, "_distance", note)
+    load_base(save_base(make_model(MIXTURES["mixtral"]()), tmp_path / "base"), "cpu", torch.float32)
+    packed, with_the_same_experts = seen
+    assert packed > 0.1
+    assert with_the_same_experts < 1e-4
+
+
+def test_a_mixture_that_computes_something_else_is_refused_whatever_it_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged = attention.paged_attention_forward
+
+    def without_scaling(*args: Tensor, scaling: float, **kwargs: object) -> object:
+        return paged(*args, scaling=2 * scaling, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "paged_attention_forward", without_scaling)
+    with pytest.raises(UnsupportedBase, match="packed than alone"):
+        load_base(save_base(make_model(MIXTURES["mixtral"]()), tmp_path / "base"), "cpu", torch.bfloat16)
+    monkeypatch.undo()
+    attention.register()
+
+
 def _see_all_rows(router: MixtralTopKRouter, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Route as Mixtral does, but by a hair after what the whole batch is like."""
     return _ROUTE(router, rows + 1e-6 * rows.mean(dim=-2, keepdim=True))  # type: ignore[no-any-return]
-
-
-_ROUTE = MixtralTopKRouter.forward
 
 
 @pytest.mark.parametrize("are_packed", [True, False])

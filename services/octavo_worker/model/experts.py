@@ -63,7 +63,7 @@ def replace_experts(model: PreTrainedModel) -> None:
     How many rows an expert gets depends on the neighbours, and what multiplies for any number of rows sums in another
     order for another number; packed weights do not. Elsewhere the architecture's own experts stay.
     """
-    modules = _experts_of(model)
+    modules = experts_of(model)
     if model.device.type != "cpu" or not modules:
         return
     ALL_EXPERTS_FUNCTIONS.register(NAME, packed_experts_forward)
@@ -76,7 +76,7 @@ def replace_experts(model: PreTrainedModel) -> None:
 def one_row_at_a_time(model: PreTrainedModel) -> Iterator[bool]:
     """Multiply each row alone with its experts' weights in this block; False where that is not to be had, or packed."""
     before = model.get_experts_implementation()
-    is_possible = bool(_experts_of(model)) and NAME not in before.values()
+    is_possible = bool(experts_of(model)) and NAME not in before.values()
     if is_possible:
         model.set_experts_implementation(_ONE_ROW_AT_A_TIME)
     try:
@@ -86,7 +86,8 @@ def one_row_at_a_time(model: PreTrainedModel) -> Iterator[bool]:
             model.set_experts_implementation(before)
 
 
-def _experts_of(model: PreTrainedModel) -> list[nn.Module]:
+def experts_of(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the experts of every layer of ``model`` that has some, where its architecture lets them be replaced."""
     # What transformers' decorator of replaceable experts leaves in every module.
     return [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
 
