@@ -11,7 +11,7 @@ import pytest
 import transformers as hf
 from transformers import PretrainedConfig
 
-from support.golden import WINDOW, check_golden, make_rig, one_thread, small, without
+from support.golden import VOCAB_SIZE, WINDOW, check_golden, make_rig, one_thread, small, without
 
 ROPE = {"rope_theta": 10_000.0}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -64,6 +64,18 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "glm4": lambda: hf.Glm4Config(**small(attention_bias=True)),
     "exaone4": lambda: hf.Exaone4Config(**small(sliding_window=WINDOW, layer_types=SLIDING)),
     "gpt-neox": lambda: hf.GPTNeoXConfig(**NO_GROUPS | {"use_parallel_residual": True}),
+    "nemotron": lambda: hf.NemotronConfig(**small()),
+    "ernie4.5": lambda: hf.Ernie4_5Config(**small()),
+    "hunyuan": lambda: hf.HunYuanDenseV1Config(**small()),
+    "persimmon": lambda: hf.PersimmonConfig(**NO_GROUPS),
+    # The last two layers attend to the keys and values of the first two, beside four residual streams.
+    "gemma3n": lambda: hf.Gemma3nTextConfig(
+        **small(
+            num_hidden_layers=4, sliding_window=WINDOW, layer_types=SLIDING * 2, num_kv_shared_layers=2,
+            vocab_size_per_layer_input=VOCAB_SIZE, hidden_size_per_layer_input=8, laurel_rank=4,
+            activation_sparsity_pattern=[0.0] * 4,
+        )
+    ),
     # Learned positions; their first row is not position 0.
     "opt": lambda: hf.OPTConfig(
         **without(small(), "intermediate_size", "initializer_range", "head_dim", "num_key_value_heads"),

@@ -1,7 +1,7 @@
 """Bases and adapters that cannot be served right: each refused with one sentence that a user understands."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ from octavo_worker.model.context import UnsupportedBase
 from octavo_worker.model.requirements import window_max
 from support.adapters import tiny_tensors
 from support.engines import install, save_base
-from support.golden import ARENA_BYTES, make_model, small, without
+from support.golden import ARENA_BYTES, make_model, one_thread, small, without
 
 ROPE = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64}
 FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
@@ -35,6 +35,12 @@ T5 = {"vocab_size": 97, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, 
 BART = {"vocab_size": 97, "d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}  # fmt: skip
 ONLY = "served are layers that attend to all or to a sliding window"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def _kind(architecture: str, kind: str) -> str:
