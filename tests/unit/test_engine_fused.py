@@ -105,6 +105,23 @@ def test_what_only_looks_alike_keeps_its_own_code(dtype: torch.dtype) -> None:
         _near(own[name](_x(dtype)), modules[name](_x(dtype)))
 
 
+class _GatedNorm(LlamaRMSNorm):
+    """A norm that may be called with a second tensor."""
+
+    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+
+def test_a_module_that_is_called_with_more_runs_its_own_code() -> None:
+    norm = _GatedNorm(64)
+    own, num_fused = _fused(nn.ModuleDict({"norm": norm}), torch.float32)
+    x = _x(torch.float32)
+    assert num_fused == 1
+    _near(own["norm"](x), norm(x))
+    _near(own["norm"](x, 2 + x), norm(x, 2 + x))
+    _near(own["norm"](x, gate=2 + x), norm(x, 2 + x))
+
+
 def _attended(module: nn.Module, dtype: torch.dtype) -> Tensor:
     angle = torch.randn(1, 9, 16, generator=torch.Generator().manual_seed(6))
     embeddings = (angle.cos().to(dtype), angle.sin().to(dtype))

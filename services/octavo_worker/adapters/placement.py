@@ -118,7 +118,7 @@ class Layouts:
     def _check(self, module: PackedModule) -> None:
         shape = self._shapes.get(module.name)
         if shape is None:
-            raise AdapterRefused("unknown_module", f"the base has no linear module '{module.name}'")
+            raise AdapterRefused("unknown_module", f"the base has no linear module '{module.name}' that takes adapters")
         if (shape.in_features, shape.out_features) != (module.in_features, module.out_features):
             raise AdapterRefused(
                 "wrong_shape",

@@ -22,7 +22,8 @@ _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 _ROTARY = "apply_rotary_pos_emb"
 """What ``transformers`` calls the function in every architecture whose attention turns queries and keys with it."""
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
+"""Takes one tensor; called with anything more, it is the module's own."""
 
 
 def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
@@ -48,10 +49,13 @@ def _norm_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
     weight = parameters.get("weight")
     if set(parameters) != {"weight"} or weight is None or weight.dim() != 1 or weight.dtype != dtype or eps is None:
         return None
-    frozen, width = weight.detach(), weight.numel()
+    frozen, width, original = weight.detach(), weight.numel(), module.forward
 
     def normed(form: NormForm) -> Forward:
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor, *more: object, **named: object) -> Tensor:
+            if more or named:
+                own: Tensor = original(x, *more, **named)
+                return own
             rows = x.reshape(-1, width)
             return pointwise.rms_norm(rows, frozen, eps, form).view(x.shape)
 
@@ -71,9 +75,13 @@ def _mlp_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
     gate_proj, up_proj, down_proj = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not isinstance(gate_proj, MultiAdapterLinear) or not callable(up_proj) or not callable(down_proj):
         return None
+    original = module.forward
 
     def gated(activation: Activation) -> Forward:
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor, *more: object, **named: object) -> Tensor:
+            if more or named:
+                own: Tensor = original(x, *more, **named)
+                return own
             gates, up = gate_proj(x), up_proj(x)
             width = gates.shape[-1]
             inner = pointwise.gate(gates.reshape(-1, width), up.reshape(-1, width), activation)
