@@ -36,6 +36,7 @@ _SIGNATURES = {
     "octavo_copy_rows": "ipqpqppq",
     "octavo_rms_norm": "ipqpfipqq",
     "octavo_gate": "iipqpqpqq",
+    "octavo_largest": "ipqppqq",
     "octavo_rotate": "ipqqqpqqqpppqq",
 }
 _CODES = {"i": ctypes.c_int, "q": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -58,6 +59,7 @@ class NativeKernels:
         self._copy_rows = library.octavo_copy_rows
         self._rms_norm = library.octavo_rms_norm
         self._gate = library.octavo_gate
+        self._largest = library.octavo_largest
         self._rotate = library.octavo_rotate
         self.num_threads = library.octavo_num_threads
 
@@ -230,6 +232,14 @@ class NativeKernels:
             )
         )
         return out
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``pointwise.largest``."""
+        num_rows, width = x.shape
+        values, indices = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
+        kind, pitch = TYPES[x.dtype], x.stride(0)
+        _raise_for(self._largest(kind, x.data_ptr(), pitch, values.data_ptr(), indices.data_ptr(), num_rows, width))
+        return values, indices
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See ``pointwise.rotate``."""

@@ -1,4 +1,4 @@
-"""What a decoder does between its products, each in one pass over memory on a CPU.
+"""What a decoder does between its products and behind the last one, each in one pass over memory on a CPU.
 
 A base is served without these too: its own code does the same in six, two and ten passes. They exist for CPUs with
 compiled kernels only; on a GPU the architecture's own code runs. A row's result depends on that row only.
@@ -62,6 +62,21 @@ def gate(gates: Tensor, up: Tensor, activation: Activation) -> Tensor:
             f"gate: equal shapes with contiguous rows wanted, got {tuple(gates.shape)}, {tuple(up.shape)}"
         )
     return _native(gates, up).gate(gates, up, activation)
+
+
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest value of each row and the first index that has it.
+
+    A row that holds a NaN has NaN as its largest value; its index means nothing then. On a GPU, and where there is no
+    compiled kernel, torch does the same.
+
+    Shapes: x [N, W] bf16, fp16 or fp32; results [N] fp32 and [N] int64.
+    """
+    native = load_native() if x.dtype in TYPES and not x.is_cuda else None
+    if native is None or x.dim() != 2 or x.stride(1) != 1 or not x.shape[1]:
+        values, indices = x.max(dim=-1)
+        return values.float(), indices
+    return native.largest(x)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -97,6 +97,30 @@ def test_rotate(dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_largest_is_the_first_of_equals(dtype: torch.dtype, width: int) -> None:
+    x = _random(40, width + 1, dtype=dtype)[:, :width].clamp(max=4.0)
+    values, indices = pointwise.largest(x)
+    assert torch.equal(values, x.float().max(dim=-1).values)
+    for row, value, index in zip(x.float(), values, indices.tolist(), strict=True):
+        assert index == int((row == value).nonzero()[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 17, 64])
+def test_largest_of_what_has_none(dtype: torch.dtype, width: int) -> None:
+    x = _random(4, width, dtype=dtype)
+    x[0, width // 2] = torch.nan
+    x[1] = -torch.inf
+    x[2, -1] = torch.inf
+    values, indices = pointwise.largest(x)
+    assert values[0].isnan()
+    assert values[1] == -torch.inf
+    assert values[2] == torch.inf
+    assert indices[1:3].tolist() == [0, width - 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype) -> None:
     x, weight = _random(300, 576, dtype=dtype), _random(576, dtype=dtype, seed=1)
     angle = _random(300, 64, dtype=torch.float32, seed=2)

@@ -87,6 +87,13 @@ int octavo_gate(int type, int activation, const void* gates, int64_t gate_pitch,
   return OK;
 }
 
+int octavo_largest(int type, const void* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width) {
+  if (type == BF16) largest((const bf16*)x, x_pitch, values, indices, n, width);
+  else if (type == FP32) largest((const float*)x, x_pitch, values, indices, n, width);
+  else return BAD_TYPE;
+  return OK;
+}
+
 int octavo_rotate(int type, const void* q, int64_t q_row, int64_t q_head, int64_t q_heads, const void* k, int64_t k_row,
                   int64_t k_head, int64_t k_heads, const void* cos, const void* sin, void* out, int64_t n, int64_t dim) {
   if (type == BF16)

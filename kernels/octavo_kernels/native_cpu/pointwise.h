@@ -90,6 +90,37 @@ void gate(int activation, const T* gates, int64_t gate_pitch, const T* up, int64
   });
 }
 
+// The largest value of each row and the first index that has it; not a number where any value of the row is none.
+template <class T> void largest(const T* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width) {
+  parallel(n, n * width, [&](int64_t i) {
+    const T* row = x + i * x_pitch;
+    v16 best = splat(-INFINITY);
+    u16x32 found = {}, is_none = {};
+    each_lanes(width, [&](int64_t k, int64_t m) {
+      v16 v = load_some(row + k, m);
+      if (m < 16)
+        for (int64_t lane = m; lane < 16; lane++) v[lane] = -INFINITY;
+      u16x32 is_larger = (u16x32)(v > best);
+      best = (v16)(((u16x32)v & is_larger) | ((u16x32)best & ~is_larger));
+      found = (is_larger & (uint32_t)k) | (found & ~is_larger);
+      is_none |= (u16x32)(v != v);
+    });
+    values[i] = best[0];
+    indices[i] = found[0];
+    for (int64_t lane = 1; lane < 16; lane++) {
+      int64_t index = found[lane] + lane;
+      if (best[lane] > values[i] || (best[lane] == values[i] && index < indices[i])) {
+        values[i] = best[lane];
+        indices[i] = index;
+      }
+    }
+    for (int64_t lane = 0; lane < 16; lane++)
+      if (is_none[lane]) values[i] = NAN;
+    // Nothing is larger than minus infinity: the first index stands for a row that holds nothing else.
+    if (values[i] == -INFINITY) indices[i] = 0;
+  });
+}
+
 // q is [n, q_heads, dim] and k [n, k_heads, dim], any pitches but the last; cos and sin are [n, dim]. The turned heads
 // of both stand behind each other in out [n, q_heads + k_heads, dim].
 template <class T> struct Heads { const T* at; int64_t row_pitch, head_pitch, count; };
