@@ -6,14 +6,11 @@ The same lives every time; ``OCTAVO_LIVES=n`` draws n others.
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import structlog
-import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,19 +21,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from torch import Tensor
 
 from octavo_shared.errors import ContextExceeded, InvalidRequest, Overloaded
 from octavo_shared.pack import digest_of, read_header
 from octavo_shared.references import AdapterId
-from octavo_worker.adapters.pages import Arena, OutOfPages, PageUse
+from octavo_worker.adapters.pages import OutOfPages
 from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.engine import Engine, EngineLimits
 from octavo_worker.engine.sequence import SequenceRequest
-from octavo_worker.model.base import BaseModel
-from octavo_worker.model.context import StepInputs
 from support.crowds import Watch, watched
-from support.engines import Answers, ask, tiny_base, tiny_pack
+from support.engines import Answers, ask, num_threads, tiny_base, tiny_pack
+from support.frail import BrittleBase, WatchedArena
 from support.random_adapters import spoilt
 
 NUM_PAGES = 12
@@ -45,7 +40,7 @@ PROMPT_TOKENS_MAX, ANSWER_TOKENS_MAX = 70, 20
 STEMS = tuple(tuple((first + step * i) % 97 for i in range(90)) for first in (0, 50) for step in (1, 3, 5))
 ADAPTERS = ((4, ("q_proj",)), (16, ("v_proj", "o_proj")), (1, ("down_proj",)), (5, ("_proj",)))
 """Ranks and targets: one page to five. One more adapter is of NaN."""
-NUM_LIVES, NUM_RULES = int(os.environ.get("OCTAVO_LIVES", "100")), 40
+NUM_LIVES, NUM_RULES = int(os.environ.get("OCTAVO_LIVES", "60")), 40
 NUM_STEPS_MAX = 500
 TO_BE_SEEN = (
     "finished", "cancelled", "failed in a step", "not finite", "overloaded", "preempted", "reused", "pinned",
@@ -53,48 +48,16 @@ TO_BE_SEEN = (
 )  # fmt: skip
 
 
-class WatchedArena(Arena):
-    """Holds every page that it gives out against what is promised of pages that an adapter had before."""
-
-    def __init__(self, page_elements: int, num_pages: int, dtype: torch.dtype) -> None:
-        super().__init__(page_elements, num_pages, dtype)
-        self._had_adapters: set[int] = set()
-
-    def free(self, pages: Sequence[int], use: PageUse) -> None:
-        super().free(pages, use)
-        if use is PageUse.ADAPTER:
-            self._had_adapters.update(pages)
-
-    def alloc(self, num_pages: int, use: PageUse, num_use_max: int | None = None) -> list[int]:
-        pages = super().alloc(num_pages, use, num_use_max)
-        for page in self._had_adapters.intersection(pages):
-            begin = page * self.page_elements
-            assert not self.memory[begin : begin + self.page_elements].any(), f"page {page} still holds an adapter"
-        self._had_adapters.difference_update(pages)
-        return pages
-
-
-class BrittleBase(BaseModel):
-    """A base whose next step fails when told so, as one does that finds no memory."""
-
-    def logits(self, inputs: StepInputs, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
-        if Life.is_step_failing:
-            Life.is_step_failing = False
-            raise RuntimeError("out of memory")
-        return super().logits(inputs, tokens, positions, rows)
-
-
 class Life(RuleBasedStateMachine):
     """One engine with little memory, and what must be true of it after everything that is done to it."""
 
     base: BrittleBase
     packs: tuple[bytes, ...]
-    is_step_failing = False
     seen: ClassVar[Counter[str]] = Counter()
 
     @initialize(num_pages=st.sampled_from([NUM_PAGES, NUM_PAGES + 4]))
     def begin(self, num_pages: int) -> None:
-        Life.is_step_failing = False
+        BrittleBase.is_step_failing = False
         self.arena = WatchedArena(self.base.kv_shape.page_elements, num_pages, self.base.dtype)
         self.engine = Engine(self.base, self.arena, LIMITS)
         self.answers = Answers()
@@ -134,14 +97,23 @@ class Life(RuleBasedStateMachine):
     ) -> None:
         key = None if adapter is None else self._key(adapter)
         for seed in range(num_choices):
-            name = f"r{len(self.accepted)}"
-            request = ask(name, stem[:length], max_tokens, key=key, tenant=tenant, temperature=temperature, seed=seed)
-            try:
-                self.engine.submit(request)
-                self.accepted[name] = request
-            except Overloaded:
-                self.seen["overloaded"] += 1
-                assert len(self.live) >= LIMITS.num_waiting_max
+            self._submit(stem[:length], max_tokens, key=key, tenant=tenant, temperature=temperature, seed=seed)
+
+    @rule()
+    def submit_more_than_there_is_room_for(self) -> None:
+        for stem in STEMS:
+            self._submit(stem[:33], ANSWER_TOKENS_MAX)
+        self.step(ANSWER_TOKENS_MAX // 2)
+
+    def _submit(self, prompt: tuple[int, ...], max_tokens: int, **choices: Any) -> None:
+        name = f"r{len(self.accepted)}"
+        request = ask(name, prompt, max_tokens, **choices)
+        try:
+            self.engine.submit(request)
+            self.accepted[name] = request
+        except Overloaded:
+            self.seen["overloaded"] += 1
+            assert len(self.live) >= LIMITS.num_waiting_max
 
     @rule(adapter=st.integers(0, len(ADAPTERS)))
     def submit_what_cannot_be_served(self, adapter: int) -> None:
@@ -162,11 +134,11 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def fail_a_step(self) -> None:
-        Life.is_step_failing = True
+        BrittleBase.is_step_failing = True
         num_failed = len(self.answers.refusals)
         self.answers.take(self.engine.step())
         self.seen["failed in a step"] += len(self.answers.refusals) > num_failed
-        Life.is_step_failing = False
+        BrittleBase.is_step_failing = False
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -187,7 +159,6 @@ class Life(RuleBasedStateMachine):
         key = self._key(index)
         is_pinned = self._pins(key) > 0
         assert self.engine.evict(key) is not is_pinned
-        self.seen["pinned"] += is_pinned and key in self.resident
         if not is_pinned:
             self.resident.discard(key)
 
@@ -202,6 +173,9 @@ class Life(RuleBasedStateMachine):
         assert 0 <= load.num_pages_free <= self.arena.num_pages
         pins = {key: num_pins for key, _, num_pins in self.engine.residency()}
         assert pins == {key: self._pins(key) for key in self.resident}
+        for key in (key for key in self.resident if pins[key]):
+            assert not self.engine.evict(key), "a pinned adapter was evicted"
+            self.seen["pinned"] += 1
         assert load.num_running + load.num_waiting == len(self.live), "a request is nowhere"
 
     def teardown(self) -> None:
@@ -240,7 +214,7 @@ class Life(RuleBasedStateMachine):
 def test_pages_and_pins_are_conserved_and_every_request_ends_once_in_every_life_of_an_engine(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base")
     packs = [tiny_pack(base.manifest, seed, rank, targets) for seed, (rank, targets) in enumerate(ADAPTERS)]
-    Life.base = BrittleBase(**{one.name: getattr(base, one.name) for one in fields(base)})
+    Life.base = BrittleBase.of(base)
     Life.packs = (*packs, spoilt(packs[0], random.Random(0)))
     Life.seen = Counter()
     bounds = settings(
@@ -250,7 +224,7 @@ def test_pages_and_pins_are_conserved_and_every_request_ends_once_in_every_life_
         derandomize="OCTAVO_LIVES" not in os.environ,
     )
     # Every step that fails is logged with all that it held, which would take longer than the steps.
-    with watched(Watch()) as watch, structlog.testing.capture_logs():
+    with num_threads(1), watched(Watch()) as watch, structlog.testing.capture_logs():
         run_state_machine_as_test(Life, settings=bounds)
     Life.seen["preempted"] = watch.num_preempted
     print(dict(Life.seen))
