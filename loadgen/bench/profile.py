@@ -22,12 +22,16 @@ Samples = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Case:
-    """A batch: prompt i is answered with adapter i, or the base alone. ``residents`` are all that is loaded."""
+    """A batch: prompt i is answered with adapter i, or the base alone. ``residents`` are all that is loaded.
+
+    All answers follow the JSON ``schema``, if there is one.
+    """
 
     name: str
     prompts: Sequence[tuple[int, ...]]
     keys: Sequence[AdapterKey | None]
     residents: Sequence[AdapterKey]
+    schema: str = ""
 
 
 def case_of(

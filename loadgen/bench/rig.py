@@ -95,13 +95,22 @@ class Rig:
                 pack = self.packs[key]
                 self.engine.install(key, memoryview(pack.data), pack.header)
 
-    def run(self, prompts: Sequence[tuple[int, ...]], keys: Sequence[AdapterKey | None], num_new_tokens: int) -> Run:
-        """Answer all ``prompts`` at once, greedily, ``keys[i]`` being the resident adapter of prompt i."""
+    def run(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        keys: Sequence[AdapterKey | None],
+        num_new_tokens: int,
+        schema: str = "",
+    ) -> Run:
+        """Answer all ``prompts`` at once, greedily, ``keys[i]`` being the resident adapter of prompt i.
+
+        ``schema`` is the JSON schema that all answers follow, so far as they get.
+        """
         number = next(self._run_numbers)
         for i, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
             # Each request is another tenant's, so that no prompt is found in a prefix cache.
             tenant = TenantId(f"bench-{number}-{i}")
-            sampling = Sampling(max_tokens=num_new_tokens, seed=0, temperature=0.0)
+            sampling = Sampling(max_tokens=num_new_tokens, seed=0, temperature=0.0, schema=schema)
             self.engine.submit(SequenceRequest(f"{number}-{i}", 1, tenant, prompt, (), sampling, key))
         answers: list[list[int]] = [[] for _ in prompts]
         decode_ms = []

@@ -1,7 +1,9 @@
 """Tiny real bases, adapters for them, and a way to run an engine until nothing is left to do."""
 
+import contextlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,17 @@ TINY_LLAMA = LlamaConfig(
     initializer_range=0.3,
     tie_word_embeddings=False,
 )
+
+
+@contextlib.contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Compute on ``count`` threads. Tiny products gain nothing from two, which wait for each other where it is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def save_base(model: PreTrainedModel, folder: Path) -> Path:

@@ -76,11 +76,13 @@ def test_a_row_is_drawn_the_same_alone_and_in_a_crowd(dtype: torch.dtype) -> Non
     assert crowd == alone
 
 
-def test_logits_that_are_not_numbers_are_told_apart_row_by_row() -> None:
-    logits = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [float("inf"), 1.0]])
-    choice = choose(logits, [_sampling(), _sampling(0.0), _sampling()], [0, 0, 0])
-    assert choice.is_finite == [True, False, False]
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.9}, {"top_k": 1}, {"min_p": 0.1}])
+def test_logits_that_are_not_numbers_are_told_apart_row_by_row(cut: dict[str, float]) -> None:
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [float("inf"), 1.0], [float("nan")] * 2])
+    choice = choose(logits, [_sampling(**cut), _sampling(0.0), _sampling(**cut), _sampling(**cut)], [0, 0, 0, 0])
+    assert choice.is_finite == [True, False, False, False]
     assert all(0 <= token < 2 for token in choice.tokens)
+    assert choice.tokens[0] == choose(logits[:1], [_sampling(**cut)], [0]).tokens[0]
 
 
 def _reference(row: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -117,7 +117,8 @@ def _draw_likeliest(probabilities: Tensor, cuts: _Cuts, noise: Tensor, num_sorte
     else:
         ordered, names = probabilities.sort(dim=-1, descending=True, stable=True)
     mass = ordered.double().cumsum(-1)
-    num_likely = (ordered >= cuts.min_p[:, None] * ordered[:, :1]).sum(-1)
+    # A row of NaN has none. Nobody gets its token, but an index before the first would fail the neighbours' step.
+    num_likely = (ordered >= cuts.min_p[:, None] * ordered[:, :1]).sum(-1).clamp(min=1)
     # How many min_p and top_k leave; all of them where neither cuts, and then their mass is 1.
     is_whole = (cuts.min_p == 0) & (cuts.top_k == vocab_size)
     num_left = torch.where(is_whole, vocab_size, torch.minimum(num_likely, cuts.top_k))
