@@ -37,6 +37,7 @@ _SIGNATURES = {
     "octavo_rms_norm": "ipqpfipqq",
     "octavo_gate": "iipqpqpqq",
     "octavo_largest": "ipqppqq",
+    "octavo_forbid": "pqpq",
     "octavo_rotate": "ipqqqpqqqpppqq",
 }
 _CODES = {"i": ctypes.c_int, "q": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -60,6 +61,7 @@ class NativeKernels:
         self._rms_norm = library.octavo_rms_norm
         self._gate = library.octavo_gate
         self._largest = library.octavo_largest
+        self._forbid = library.octavo_forbid
         self._rotate = library.octavo_rotate
         self.num_threads = library.octavo_num_threads
 
@@ -240,6 +242,10 @@ class NativeKernels:
         kind, pitch = TYPES[x.dtype], x.stride(0)
         _raise_for(self._largest(kind, x.data_ptr(), pitch, values.data_ptr(), indices.data_ptr(), num_rows, width))
         return values, indices
+
+    def forbid(self, row: Tensor, allowed: NDArray[np.int32]) -> None:
+        """See ``pointwise.forbid``."""
+        _raise_for(self._forbid(row.data_ptr(), row.numel(), allowed.ctypes.data, allowed.size))
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See ``pointwise.rotate``."""

@@ -6,7 +6,9 @@ compiled kernels only; on a GPU the architecture's own code runs. A row's result
 
 from enum import IntEnum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo_kernels.layout import LayoutError
@@ -77,6 +79,23 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
         values, indices = x.max(dim=-1)
         return values.float(), indices
     return native.largest(x)
+
+
+def forbid(row: Tensor, allowed: NDArray[np.int32]) -> None:
+    """Set every element of ``row`` to minus infinity whose bit is not set, lowest bit of the first word first.
+
+    Elements for which there is no bit are forbidden, too.
+
+    Shapes: row [W] fp32, contiguous; allowed [words] int32, contiguous.
+    """
+    native = None if row.is_cuda else load_native()
+    if native is not None and row.dtype == torch.float32 and row.is_contiguous():
+        native.forbid(row, allowed)
+        return
+    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: len(row)].astype(np.bool_)
+    is_allowed = torch.zeros(len(row), dtype=torch.bool)
+    is_allowed[: len(bits)] = torch.from_numpy(bits)
+    row.masked_fill_(~is_allowed.to(row.device), -torch.inf)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

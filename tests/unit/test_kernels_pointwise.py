@@ -1,5 +1,6 @@
 """Norms, gates and rotations in one pass against torch, and each row's bits in any batch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -118,6 +119,22 @@ def test_largest_of_what_has_none(dtype: torch.dtype, width: int) -> None:
     assert values[1] == -torch.inf
     assert values[2] == torch.inf
     assert indices[1:3].tolist() == [0, width - 1]
+
+
+@pytest.mark.parametrize("path", ["compiled", "plain torch"])
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 1000])
+@pytest.mark.parametrize("num_words", [0, 1, 31, 40])
+def test_what_has_no_bit_is_forbidden(width: int, num_words: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "plain torch":
+        monkeypatch.setattr(pointwise, "load_native", lambda: None)
+    generator = np.random.default_rng(width)
+    words = generator.integers(0, 2**32, num_words, dtype=np.uint32)
+    words[::3] = 0xFFFFFFFF
+    row = torch.zeros(width)
+    pointwise.forbid(row, words.view(np.int32))
+    for k in range(width):
+        is_allowed = k // 32 < num_words and bool(int(words[k // 32]) >> k % 32 & 1)
+        assert float(row[k]) == (0.0 if is_allowed else -np.inf)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

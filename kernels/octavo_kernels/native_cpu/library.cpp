@@ -94,6 +94,11 @@ int octavo_largest(int type, const void* x, int64_t x_pitch, float* values, int6
   return OK;
 }
 
+int octavo_forbid(float* row, int64_t width, const uint32_t* allowed, int64_t words) {
+  forbid(row, width, allowed, words);
+  return OK;
+}
+
 int octavo_rotate(int type, const void* q, int64_t q_row, int64_t q_head, int64_t q_heads, const void* k, int64_t k_row,
                   int64_t k_head, int64_t k_heads, const void* cos, const void* sin, void* out, int64_t n, int64_t dim) {
   if (type == BF16)

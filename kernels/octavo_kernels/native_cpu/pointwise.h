@@ -121,6 +121,14 @@ template <class T> void largest(const T* x, int64_t x_pitch, float* values, int6
   });
 }
 
+// Minus infinity wherever the bit of `allowed` is not set, or there is none any more.
+inline void forbid(float* row, int64_t width, const uint32_t* allowed, int64_t words) {
+  for (int64_t k = 0; k < width; k++) {
+    if (k % 32 == 0 && k / 32 < words && allowed[k / 32] == 0xffffffffu) k += 31;  // whole words are the common case
+    else if (k / 32 >= words || !(allowed[k / 32] >> k % 32 & 1)) row[k] = -INFINITY;
+  }
+}
+
 // q is [n, q_heads, dim] and k [n, k_heads, dim], any pitches but the last; cos and sin are [n, dim]. The turned heads
 // of both stand behind each other in out [n, q_heads + k_heads, dim].
 template <class T> struct Heads { const T* at; int64_t row_pitch, head_pitch, count; };

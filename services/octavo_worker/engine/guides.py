@@ -1,11 +1,12 @@
 """Answers that satisfy a JSON schema: which tokens may come next, by llguidance."""
 
+import functools
 import threading
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from llguidance import LLMatcher, LLTokenizer
-from torch import Tensor
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from numpy.typing import NDArray
 
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.guidance import grammar_of
@@ -20,15 +21,7 @@ class Guide:
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
-        self._mask = np.zeros(-(-vocab_size // _WORD_BITS), dtype=np.int32)
-
-    def allowed(self, vocab_size: int) -> Tensor:
-        """Return which tokens may come next, [vocab_size] bool; tokens that the tokenizer does not know never may."""
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        allowed = np.zeros(vocab_size, dtype=np.bool_)
-        allowed[: len(bits)] = bits[:vocab_size]
-        return torch.from_numpy(allowed)
+        self.num_words = -(-vocab_size // _WORD_BITS)
 
     def advance(self, token: int) -> bool:
         """Take one token; False when the schema does not allow it."""
@@ -38,6 +31,20 @@ class Guide:
     def is_complete(self) -> bool:
         """Whether the answer satisfies the schema and nothing can follow."""
         return bool(self._matcher.is_stopped())
+
+
+def allowed_next(guides: Sequence[Guide]) -> NDArray[np.int32]:
+    """Return which tokens each of ``guides``, of one base, allows next: [guides, words], a bit for each known token."""
+    masks = np.zeros((len(guides), guides[0].num_words), dtype=np.int32)
+    todo = [(guide._matcher, index) for index, guide in enumerate(guides)]
+    # All of them at once, on all cores.
+    _executor().unsafe_compute_mask_ptr(todo, masks.ctypes.data, masks[0].nbytes, len(guides))
+    return masks
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    return LLExecutor()
 
 
 class Guides:

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo_kernels import pointwise
 from octavo_shared.messages.generation import Sampling, TokenLogprobs
 from octavo_worker.engine import sequence
+from octavo_worker.engine.guides import allowed_next
 
 
 def adjusted(logits: Tensor, sequences: Sequence["sequence.Sequence"]) -> Tensor:
@@ -28,6 +30,11 @@ def adjusted(logits: Tensor, sequences: Sequence["sequence.Sequence"]) -> Tensor
     for row, one in zip(changed, sequences, strict=True):
         if _is_changed(one):
             _adjust(row, one)
+    guided = [(row, one.guide) for row, one in zip(changed, sequences, strict=True) if one.guide is not None]
+    if guided:
+        allowed = allowed_next([guide for _, guide in guided])
+        for (row, _), bits in zip(guided, allowed, strict=True):
+            pointwise.forbid(row, bits)
     return changed
 
 
@@ -78,8 +85,6 @@ def _adjust(row: Tensor, one: "sequence.Sequence") -> None:
         row[_index(names, row)] -= torch.from_numpy(penalties).to(row)
     if _lacks_tokens(one):
         row[_index(sampling.stop_token_ids, row)] = -torch.inf
-    if one.guide is not None:
-        row.masked_fill_(~one.guide.allowed(len(row)).to(row.device), -torch.inf)
 
 
 def _index(tokens: object, row: Tensor) -> Tensor:
