@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from octavo_shared.references import TenantId
 from octavo_worker.engine.scheduler import Candidate, StepLimits, StepPlan, schedule
+from octavo_worker.model.kv_shape import KvShape
 
-LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, page_tokens=16)
+SHAPE = KvShape((None,), 2, 16)
+LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, kv_shape=SHAPE)
 
 
 def _candidate(
@@ -20,7 +22,7 @@ def _candidate(
     is_overdue: bool = False,
 ) -> Candidate:
     num_pages = -(-num_cached // 16)
-    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_pages, served, is_overdue)
+    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_cached, num_pages, served, is_overdue)
 
 
 def _tokens(plan: StepPlan) -> dict[int, int]:
@@ -112,7 +114,7 @@ def test_the_oldest_advances_even_while_it_prefills_among_decodes() -> None:
 
 def test_a_step_that_cannot_hold_every_running_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot hold"):
-        StepLimits(num_running_max=9, num_step_tokens_max=8, page_tokens=16)
+        StepLimits(num_running_max=9, num_step_tokens_max=8, kv_shape=SHAPE)
 
 
 @settings(max_examples=200, deadline=None)

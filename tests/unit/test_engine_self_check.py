@@ -138,7 +138,7 @@ def test_a_mixture_of_experts_is_served_right_or_refused_in_one_sentence(
     ("said", "sentence"),
     [
         ({}, r"^architecture 'mamba' has no 'max_position_embeddings': no context length$"),
-        ({"max_position_embeddings": 256}, r"^this architecture cannot be served: AttributeError: [^\n]+$"),
+        ({"max_position_embeddings": 256}, r"^layer 0 of this base does not attend through the attention interface$"),
     ],
 )
 def test_an_architecture_without_attention_is_refused_in_one_sentence(
@@ -148,6 +148,25 @@ def test_an_architecture_without_attention_is_refused_in_one_sentence(
     folder = save_base(MambaForCausalLM(config), tmp_path / "base")
     with pytest.raises(UnsupportedBase, match=sentence):
         load_base(folder)
+
+
+def test_whatever_an_architecture_raises_is_a_refusal_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise KeyError("first\nsecond")
+
+    monkeypatch.setattr(base_module, "windows_of", fail)
+    with pytest.raises(UnsupportedBase, match=r"^this architecture cannot be served: KeyError: [^\n]+$"):
+        load_base(save_base(_llama(), tmp_path / "base"))
+
+
+def test_a_layer_that_asks_for_another_window_than_it_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_module, "windows_of", lambda _model, num_layers: (12,) * num_layers)
+    with pytest.raises(UnsupportedBase, match="layer 0 asks for a window of None; its pages are for 12"):
+        load_base(save_base(_llama(), tmp_path / "base"))
 
 
 def test_a_directory_that_transformers_does_not_know_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_loads_and_evictions_between_plan_and_allocation_stop_nobody(
 
 def test_the_longest_sequence_that_is_accepted_is_the_one_that_is_told(base: BaseModel) -> None:
     engine = _engine(base)
-    assert engine.context_tokens == LIMITS.num_kv_pages_min * base.kv_shape.page_tokens  # type: ignore[operator]
+    assert engine.context_tokens == LIMITS.num_kv_pages_min * base.kv_shape.groups[0].page_tokens  # type: ignore[operator]
     engine.submit(ask("fits", PROMPT, engine.context_tokens - len(PROMPT)))
     with pytest.raises(ContextExceeded) as refused:
         engine.submit(ask("exceeds", PROMPT, engine.context_tokens - len(PROMPT) + 1))

@@ -15,11 +15,13 @@ from octavo_shared.manifest import BaseManifest, ModuleShape
 from octavo_shared.references import Fingerprint
 from octavo_shared.telemetry import log
 from octavo_worker.model import attention, self_check
-from octavo_worker.model.context import KvShape, StepContext, StepInputs, UnsupportedBase
+from octavo_worker.model.context import StepContext, StepInputs, UnsupportedBase
 from octavo_worker.model.fingerprint import fingerprint_of
+from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
 from octavo_worker.model.packed_run import run_packed
 from octavo_worker.model.served_form import ServedForm, served_form_of
+from octavo_worker.model.windows import window_max, windows_of
 
 _COUPLING_ROPES = {"dynamic", "longrope"}
 """Rotary embeddings computed from the largest position of the batch: neighbours would change each other."""
@@ -40,7 +42,7 @@ class BaseModel:
 
     @property
     def kv_shape(self) -> KvShape:
-        """How keys and values lie in a page."""
+        """How keys and values lie in pages."""
         return self.context.kv_shape
 
     def logits(self, inputs: StepInputs, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
@@ -87,12 +89,13 @@ def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form:
     config = model.config.get_text_config()
     _check_served(model, config, form)
     dtype, device = model.dtype, model.device
-    expected = self_check.expect(model, config.vocab_size, _window_max(config))
+    windows = windows_of(model, config.num_hidden_layers)
+    expected = self_check.expect(model, config.vocab_size, window_max(config, windows))
 
     heads = config.num_attention_heads
     context = StepContext(
         KvShape(
-            num_layers=config.num_hidden_layers,
+            windows,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )
@@ -150,7 +153,3 @@ def _rope_types(parameters: object) -> Iterator[str]:
             yield kind
         for nested in parameters.values():
             yield from _rope_types(nested)
-
-
-def _window_max(config: PretrainedConfig) -> int:
-    return max(getattr(config, name, None) or 0 for name in ("sliding_window", "attention_chunk_size"))
