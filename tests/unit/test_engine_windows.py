@@ -57,9 +57,9 @@ def _arena(engine: Engine) -> PoisonedArena:
 
 def test_prompts_of_several_windows_are_answered_as_transformers_does(windowed: WindowedBase) -> None:
     prompts = {"long": LONG, "other": OTHER, "short": LONG[:5], "window": LONG[:WINDOW], "reversed": LONG[::-1]}
-    answers = run(_engine(windowed), *(ask(name, prompt, 50) for name, prompt in prompts.items()))
+    answers = run(_engine(windowed), *(ask(name, prompt, 30) for name, prompt in prompts.items()))
     for name, prompt in prompts.items():
-        assert answers.tokens[name] == windowed.generate(prompt, 50), name
+        assert answers.tokens[name] == windowed.generate(prompt, 30), name
 
 
 def test_adapters_answer_in_a_mixed_batch_as_alone(windowed: WindowedBase) -> None:
@@ -115,9 +115,9 @@ def test_the_longest_sequence_that_is_accepted_runs_in_the_pages_that_are_kept_f
 
 def test_a_preempted_sequence_goes_on_with_the_same_tokens(windowed: WindowedBase) -> None:
     shape = windowed.base.kv_shape
-    num_pages = shape.num_pages_max(80, NUM_STEP_TOKENS)
+    num_pages = shape.num_pages_max(60, NUM_STEP_TOKENS)
     engine, preempted = _engine(windowed, num_pages, num_pages), set()
-    requests = [ask(f"r{i}", LONG[i : i + 30], 50) for i in range(5)]
+    requests = [ask(f"r{i}", LONG[i : i + 30], 30) for i in range(3)]
     answers = Answers()
     for request in requests:
         engine.submit(request)
@@ -128,7 +128,7 @@ def test_a_preempted_sequence_goes_on_with_the_same_tokens(windowed: WindowedBas
         preempted |= before & set(engine._waiting)
     assert preempted, "nothing was preempted"
     for request in requests:
-        assert answers.tokens[request.request_id] == windowed.generate(request.prompt, 50)
+        assert answers.tokens[request.request_id] == windowed.generate(request.prompt, 30)
 
 
 def test_a_beginning_is_reused_where_the_pages_of_all_groups_end(windowed: WindowedBase) -> None:
