@@ -159,6 +159,36 @@ def test_a_beginning_is_not_reused_without_the_pages_that_its_window_reads(windo
     assert answers.tokens["branch"] == windowed.generate(branch, 30)
 
 
+def test_a_shorter_beginning_is_reused_where_the_window_of_the_longest_is_gone(windowed: WindowedBase) -> None:
+    engine = _engine(windowed)
+    answers = run(engine, ask("a", LONG, 3))
+    # Uses the pages behind position 48 again, so that those are let go of last.
+    run(engine, ask("branch", (*LONG[:49], 5), 3), answers=answers)
+    assert answers.finished["branch"].num_reused_tokens == 48
+    # Pages 0, 3 and 4 of the window: position 96 would read the end of page 4.
+    assert _arena(engine).reclaim(3) == 3
+    run(engine, ask("again", LONG, 3), answers=answers)
+    assert answers.finished["again"].num_reused_tokens == 48
+    assert answers.tokens["again"] == answers.tokens["a"] == windowed.generate(LONG, 3)
+
+
+def test_a_beginning_that_is_taken_back_while_it_is_looked_up_is_computed_again(windowed: WindowedBase) -> None:
+    engine = _engine(windowed)
+    answers = run(engine, ask("a", LONG, 5))
+    prefixes, arena = engine._kv._prefixes, _arena(engine)
+    num_found = prefixes.num_found
+
+    def found_and_taken_back(digests: Sequence[bytes]) -> list[int]:
+        found = num_found(digests)
+        arena.reclaim(64)
+        return found
+
+    prefixes.num_found = found_and_taken_back  # type: ignore[method-assign]
+    run(engine, ask("b", LONG, 5), answers=answers)
+    assert answers.finished["b"].num_reused_tokens == 0
+    assert answers.tokens["b"] == answers.tokens["a"]
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 90), st.integers(1, 12)), min_size=1, max_size=12),

@@ -37,12 +37,12 @@ class KvPages:
         assert not sequence.num_reserved_tokens, "only a sequence without pages can begin with somebody else's"
         num_tokens_max = len(sequence.tokens) - 1
         self._extend_chains(sequence, num_tokens_max)
-        pages = None
-        while pages is None:
-            # Until then, what was found may be taken back for an adapter.
-            num_tokens = self._num_found(sequence, num_tokens_max)
-            digests = [self._digests_read(group, run, num_tokens) for group, run in self._runs(sequence)]
-            pages = self._prefixes.attach(list(itertools.chain(*digests)))
+        num_tokens = self._num_found(sequence, num_tokens_max)
+        digests = self._digests_read(sequence, num_tokens)
+        pages = self._prefixes.attach(list(itertools.chain(*digests)))
+        if pages is None:
+            # Meanwhile some were taken back for an adapter; who wins that race is worth no second search.
+            num_tokens, pages, digests = 0, [], self._digests_read(sequence, 0)
         source = iter(pages)
         for (group, run), wanted in zip(self._runs(sequence), digests, strict=True):
             mine = list(itertools.islice(source, len(wanted)))
@@ -117,7 +117,9 @@ class KvPages:
                 return num_tokens
         return 0
 
-    @staticmethod
-    def _digests_read(group: LayerGroup, run: PageRun, num_tokens: int) -> list[bytes]:
-        """Return what the pages are known by that are read behind ``num_tokens`` tokens, which fill pages."""
-        return run.chain[group.first_page(num_tokens) + 1 : group.page_end(num_tokens) + 1]
+    def _digests_read(self, sequence: Sequence, num_tokens: int) -> list[list[bytes]]:
+        """Return what the pages of each group are known by that are read behind ``num_tokens`` tokens in full pages."""
+        return [
+            run.chain[group.first_page(num_tokens) + 1 : group.page_end(num_tokens) + 1]
+            for group, run in self._runs(sequence)
+        ]
