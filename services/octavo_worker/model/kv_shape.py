@@ -53,7 +53,7 @@ class KvShape:
 
     All pages have ``page_elements`` elements, so that one free list serves all groups. The group with the most
     layers keeps ``PAGE_TOKENS_MIN`` tokens in a page; one with fewer keeps the largest multiple of that which fits.
-    What a page then leaves over is less than one of its layers takes for ``PAGE_TOKENS_MIN`` tokens each.
+    What is then left over of a page is less than ``PAGE_TOKENS_MIN`` tokens of that group take.
     """
 
     def __init__(self, windows: Sequence[int | None], num_kv_heads: int, head_dim: int) -> None:
