@@ -29,6 +29,8 @@ NUM_LAYERS = 30
 HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 9, 3, 64, 16
 SHAPES = (("q", 576, 576), ("k", 576, 192), ("v", 576, 192), ("o", 576, 576), ("gate", 576, 1536), ("up", 576, 1536))
 MODULES = (*SHAPES, ("down", 1536, 576))
+SIBLINGS = ((0, 1, 2), (3,), (4, 5), (6,))
+"""Which modules of a layer are given the same input, and so are adapted in one call."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +156,17 @@ def main() -> int:
     if not error <= 5e-3:
         return 1
 
-    def adapters(path: object) -> Callable[[], None]:
-        shrink, expand = path.shrink, path.expand  # type: ignore[attr-defined]
+    layers = [modules[first : first + len(MODULES)] for first in range(0, len(modules), len(MODULES))]
+    siblings = [[layer[i] for i in indices] for layer in layers for indices in SIBLINGS]
 
-        def step() -> None:
-            for m in modules:
-                shrink(m.x, arena, m.table, groups, m.v)
-                expand(m.v, arena, m.table, groups, m.y)
+    def adapt() -> None:
+        for group in siblings:
+            native.adapt(group[0].x, arena, [(m.table, m.y) for m in group], groups)
 
-        return step
+    def adapt_plainly() -> None:
+        for m in modules:
+            torch_rows.shrink(m.x, arena, m.table, groups, m.v)
+            torch_rows.expand(m.v, arena, m.table, groups, m.y)
 
     def attention(path: object, write: object) -> Callable[[], None]:
         run, put = path.paged_attention, write.write_kv  # type: ignore[attr-defined]
@@ -195,8 +199,8 @@ def main() -> int:
 
     adapter_bytes, kv_bytes = adapter_elements * 2, rows * context * NUM_LAYERS * 2 * KV_HEADS * HEAD_DIM * 2
     timings = {
-        "adapters_native": measure(adapters(native), given.repeats, adapter_bytes),
-        "adapters_torch": measure(adapters(torch_rows), 3, adapter_bytes),
+        "adapters_native": measure(adapt, given.repeats, adapter_bytes),
+        "adapters_torch": measure(adapt_plainly, 3, adapter_bytes),
         "attention_native": measure(attention(native, native), given.repeats, kv_bytes),
         "attention_torch": measure(attention(torch_attention, torch_rows), 5, kv_bytes),
         f"prefill_{length}_native": measure(prefill, 5, length * NUM_LAYERS * 2 * KV_HEADS * HEAD_DIM * 2),

@@ -67,7 +67,7 @@ class RowTable:
 
     @cached_property
     def words(self) -> "ctypes.Array[ctypes.c_int64]":
-        """Return the addresses and sizes in the order of ``Table`` in cpu_native.cpp; built once, not per call."""
+        """Return the addresses and sizes in the order of ``Table`` in native_cpu/rows.h; built once, not per call."""
         tensors = (self.a_offsets, self.b_offsets, self.ranks, self.scalings)
         return (ctypes.c_int64 * 6)(*(t.data_ptr() for t in tensors), self.num_slots, self.rank_max)
 
@@ -100,7 +100,7 @@ class RowGroups:
 
     @cached_property
     def words(self) -> "ctypes.Array[ctypes.c_int64]":
-        """Return the addresses and sizes in the order of ``Groups`` in cpu_native.cpp."""
+        """Return the addresses and sizes in the order of ``Groups`` in native_cpu/rows.h."""
         return (ctypes.c_int64 * 3)(self.starts.data_ptr(), self.slots.data_ptr(), self.num_groups)
 
     @cached_property
@@ -146,7 +146,7 @@ class KvTable:
 
     @cached_property
     def words(self) -> "ctypes.Array[ctypes.c_int64]":
-        """Return the addresses and sizes in the order of ``Kv`` in cpu_native.cpp."""
+        """Return the addresses and sizes in the order of ``Kv`` in native_cpu/attention.h."""
         tensors = (self.page_offsets, self.query_starts, self.context_lens)
         sizes = (*self.page_offsets.shape, self.page_tokens, self.num_kv_heads, self.head_dim)
         return (ctypes.c_int64 * 8)(*(t.data_ptr() for t in tensors), *sizes)

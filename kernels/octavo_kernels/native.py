@@ -8,7 +8,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo_kernels.checks import check_adapt, check_attention, check_expand, check_shrink, check_write_kv
@@ -24,19 +26,24 @@ _ERRORS = {
     5: "a context is shorter than its query or longer than its pages",
     6: "dtype has no compiled kernel",
 }
-# ctypes codes: i int, q int64, p address, f float. Order as in cpu_native.cpp.
+# ctypes codes: i int, q int64, p address, f float. Order as in native_cpu/library.cpp.
 _SIGNATURES = {
     "octavo_shrink": "ipqpqpppqq",
     "octavo_expand": "ippqpppqqq",
     "octavo_adapt": "ipqpqppqqq",
     "octavo_write_kv": "qpqpqqpqqpqqqqq",
     "octavo_paged_attention": "ipqqpqpqpqqqqfqfp",
+    "octavo_copy_rows": "ipqpqppq",
+    "octavo_rms_norm": "ipqpfipqq",
+    "octavo_gate": "iipqpqpqq",
+    "octavo_largest": "ipqppqq",
+    "octavo_rotate": "ipqqqpqqqpppqq",
 }
 _CODES = {"i": ctypes.c_int, "q": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
 
 
 class NativeKernels:
-    """The four operations of one loaded library. Tables must be alive during a call, which they are as arguments."""
+    """The operations of one loaded library. Tables must be alive during a call, which they are as arguments."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -49,6 +56,11 @@ class NativeKernels:
         self._adapt = library.octavo_adapt
         self._write_kv = library.octavo_write_kv
         self._paged_attention = library.octavo_paged_attention
+        self._copy_rows = library.octavo_copy_rows
+        self._rms_norm = library.octavo_rms_norm
+        self._gate = library.octavo_gate
+        self._largest = library.octavo_largest
+        self._rotate = library.octavo_rotate
         self.num_threads = library.octavo_num_threads
 
     def shrink(self, x: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, out: Tensor) -> None:
@@ -92,7 +104,7 @@ class NativeKernels:
         words = []
         for table, y in parts:
             num_rows, num_features = check_adapt(x, arena, table, groups, y)
-            # As ``Part`` in cpu_native.cpp.
+            # As ``Part`` in native_cpu/rows.h.
             words += [ctypes.addressof(table.words), y.data_ptr(), y.stride(0), y.size(1)]
         _raise_for(
             self._adapt(
@@ -172,6 +184,87 @@ class NativeKernels:
                 sinks.data_ptr() if sinks is not None else None,
             )
         )
+
+    def copy_rows(
+        self, source: NDArray[np.uint8], runs: NDArray[np.int64], places: NDArray[np.int64], target: Tensor
+    ) -> None:
+        """See ``copying.copy_rows``."""
+        _raise_for(
+            self._copy_rows(
+                TYPES[target.dtype],
+                source.ctypes.data,
+                source.size,
+                runs.ctypes.data,
+                len(runs),
+                places.ctypes.data,
+                target.data_ptr(),
+                target.numel(),
+            )
+        )
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, form: int) -> Tensor:
+        """See ``pointwise.rms_norm``."""
+        num_rows, num_features = x.shape
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        kind, pitch = TYPES[x.dtype], x.stride(0)
+        _raise_for(
+            self._rms_norm(
+                kind, x.data_ptr(), pitch, weight.data_ptr(), eps, form, out.data_ptr(), num_rows, num_features
+            )
+        )
+        return out
+
+    def gate(self, gates: Tensor, up: Tensor, activation: int) -> Tensor:
+        """See ``pointwise.gate``."""
+        num_rows, width = gates.shape
+        out = torch.empty(num_rows, width, dtype=gates.dtype)
+        _raise_for(
+            self._gate(
+                TYPES[gates.dtype],
+                activation,
+                gates.data_ptr(),
+                gates.stride(0),
+                up.data_ptr(),
+                up.stride(0),
+                out.data_ptr(),
+                num_rows,
+                width,
+            )
+        )
+        return out
+
+    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``pointwise.largest``."""
+        num_rows, width = x.shape
+        values, indices = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
+        kind, pitch = TYPES[x.dtype], x.stride(0)
+        _raise_for(self._largest(kind, x.data_ptr(), pitch, values.data_ptr(), indices.data_ptr(), num_rows, width))
+        return values, indices
+
+    def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See ``pointwise.rotate``."""
+        num_rows, num_heads, dim = q.shape
+        num_kv_heads = k.size(1)
+        out = torch.empty(num_rows, num_heads + num_kv_heads, dim, dtype=q.dtype)
+        _raise_for(
+            self._rotate(
+                TYPES[q.dtype],
+                q.data_ptr(),
+                q.stride(0),
+                q.stride(1),
+                num_heads,
+                k.data_ptr(),
+                k.stride(0),
+                k.stride(1),
+                num_kv_heads,
+                cos.data_ptr(),
+                sin.data_ptr(),
+                out.data_ptr(),
+                num_rows,
+                dim,
+            )
+        )
+        return out
 
 
 def _raise_for(code: int) -> None:

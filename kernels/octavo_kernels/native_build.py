@@ -1,6 +1,6 @@
-"""Builds cpu_native.cpp once per machine with the compiler found on PATH, into the user's cache directory.
+"""Builds native_cpu/ once per machine with the compiler found on PATH, into the user's cache directory.
 
-The file name is a digest of source, compiler, flags, CPU and OpenMP runtime, so that a changed machine or release
+The file name is a digest of sources, compiler, flags, CPU and OpenMP runtime, so that a changed machine or release
 builds anew. A build goes to a private name and is renamed into place, so that concurrent processes are safe.
 """
 
@@ -17,7 +17,7 @@ import torch  # noqa: F401  torch's own OpenMP runtime must be loaded before it 
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("cpu_native.cpp")
+_FOLDER = Path(__file__).with_name("native_cpu")
 _COMPILERS = ("g++", "c++", "cc", "clang++")
 # No -ffast-math: NaN and infinity must stay what they are, and the order of additions is part of the contract.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC")
@@ -81,7 +81,8 @@ def build(folder: Path | None = None) -> Path:
     # Plain `cc` would treat the file as C++ but not link its standard library.
     link = [str(runtime)] if runtime else []
     flags = [*_FLAGS, *(["-fopenmp"] if runtime else [])]
-    identity = "\0".join([_SOURCE.read_text(), compiler, version, *flags, *link, platform.machine(), _cpu_flags()])
+    sources = [path.read_text() for path in sorted(_FOLDER.iterdir())]
+    identity = "\0".join([*sources, compiler, version, *flags, *link, platform.machine(), _cpu_flags()])
     target = (folder or cache_folder()) / f"octavo_cpu_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
     if target.exists():
         return target
@@ -89,7 +90,7 @@ def build(folder: Path | None = None) -> Path:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as private:
             compiled, linked = Path(private) / "kernels.o", Path(private) / "kernels.so"
-            _run([compiler, *flags, "-c", str(_SOURCE), "-o", str(compiled)])
+            _run([compiler, *flags, "-c", str(_FOLDER / "library.cpp"), "-o", str(compiled)])
             # Linked without -fopenmp, which would name the compiler's own runtime beside torch's.
             _run([compiler, "-shared", str(compiled), *link, "-lstdc++", "-lm", "-o", str(linked)])
             linked.replace(target)

@@ -55,6 +55,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 """Refused unless they have one of these values. A field that is in no table is one of another PEFT: it must be switched
 off (null, false or empty), as it is in every adapter that makes no use of it."""
 
+_SAID = {"target_parameters": "adapters on bare parameters, such as the weights of experts, are not served"}
+
 INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 """Ways to begin that leave the base as it is and the adapter plain LoRA."""
 _REWRITING = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -63,8 +65,10 @@ records as ``true``)."""
 _UNPROVEN = ("eva", "mica")
 """These leave the base as it is, but come with a configuration or a kind of layer of their own that nothing here has
 been held against yet."""
-_EMBEDDINGS = frozenset({"embed_tokens", "lm_head"})
+_EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 """PEFT's own list of names (``EMBEDDING_LAYER_NAMES``), whose weights it saves beside the adapter's."""
+_EXPERTS = "experts"
+"""What architectures call the part that holds the experts of a mixture, whether as modules or as parameters."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def _validate_config(config_json: bytes, matcher: Matcher) -> LoraConfig:
             continue
         if value not in NEUTRAL[field] if field in NEUTRAL else not _is_off(value):
             rule = "dora" if field == "use_dora" else field[:64]
-            raise AdapterRefused(rule, "an adapter with this setting is not served")
+            raise AdapterRefused(rule, _SAID.get(field, "an adapter with this setting is not served"))
     config = parse_lora_config(given, matcher)
     if config.task_type not in TASK_TYPES:
         raise AdapterRefused("task_type", "only causal language models are served")
@@ -152,8 +156,8 @@ def _pair(tensors: Mapping[str, RawTensor], base: BaseManifest) -> dict[str, tup
     for name, tensor in tensors.items():
         module, _, side = name.removeprefix(PEFT_PREFIX).removesuffix(".weight").rpartition(".")
         is_plain = side in ("lora_A", "lora_B") and name == f"{PEFT_PREFIX}{module}.{side}.weight"
-        if module not in base.modules and _is_of_an_embedding(name):
-            raise AdapterRefused("embedding", f"tensor {name!r} belongs to an embedding; trained ones are not served")
+        if module not in base.modules:
+            _check_place(name)
         if not is_plain:
             raise AdapterRefused("tensor_name", f"tensor {name!r} is none of a plain LoRA adapter")
         found.setdefault(module, {})[side] = tensor
@@ -163,8 +167,15 @@ def _pair(tensors: Mapping[str, RawTensor], base: BaseManifest) -> dict[str, tup
     return {module: (sides["lora_A"], sides["lora_B"]) for module, sides in found.items()}
 
 
-def _is_of_an_embedding(name: str) -> bool:
-    return "embedding" in name or ".base_layer." in name or not _EMBEDDINGS.isdisjoint(name.split("."))
+def _check_place(name: str) -> None:
+    """Refuse the tensor ``name`` of a module that the base cannot adapt in words that say which kind of part it is."""
+    parts = name.split(".")
+    if _EXPERTS in parts:
+        raise AdapterRefused("experts", f"tensor {name!r} belongs to experts of the base, which take no adapters")
+    if _HEAD in parts:
+        raise AdapterRefused("embedding", f"tensor {name!r} belongs to the output head, which takes no adapter")
+    if "embedding" in name or ".base_layer." in name or _EMBEDDING in parts:
+        raise AdapterRefused("embedding", f"tensor {name!r} belongs to an embedding; trained ones are not served")
 
 
 def _check_module(module: str, a: RawTensor, b: RawTensor, ranks: Mapping[str, int], base: BaseManifest) -> None:

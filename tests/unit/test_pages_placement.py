@@ -9,37 +9,34 @@ from hypothesis import strategies as st
 from octavo_shared.errors import AdapterRefused
 from octavo_shared.lora_config import LoraConfig
 from octavo_shared.manifest import ModuleShape
-from octavo_shared.pack import build_pack, read_header
+from octavo_shared.pack import PackedModule, build_pack, read_header
 from octavo_worker.adapters.pages import Arena, PageUse
-from octavo_worker.adapters.placement import Run, locate, plan, render, runs_of
+from octavo_worker.adapters.placement import Layouts, install, place
 from support.adapters import TINY_BASE, tiny_tensors
 
 SMOLLM2 = {"page": 30 * 2 * 3 * 16 * 64, "layers": 30, "shapes": [(576, 576), (576, 192), (576, 1536), (1536, 576)]}
 LLAMA_8B = {"page": 32 * 2 * 8 * 16 * 128, "layers": 32, "shapes": [(4096, 4096), (4096, 1024), (4096, 14336)]}
 
 
-def _runs(lengths: list[tuple[int, int]]) -> list[Run]:
-    return [Run(0, num_rows, length, torch.float32) for num_rows, length in lengths]
-
-
-def _check(runs: list[Run], page: int) -> int:
-    layout = plan(runs, page)
-    taken = np.zeros(layout.num_pages * page, dtype=np.int8)
-    for run, offsets in zip(layout.runs, layout.offsets, strict=True):
-        assert len(offsets) == run.num_rows
-        for offset in offsets.tolist():
-            assert offset // page == (offset + run.length - 1) // page, "a row straddles a page"
-            taken[offset : offset + run.length] += 1
+def _check(runs: list[tuple[int, int]], page_elements: int) -> int:
+    """Assert that no row straddles a page or overlaps another; returns the elements that nobody takes."""
+    num_pages, pages, begins = place(runs, page_elements)
+    lengths = [length for num_rows, length in runs for _ in range(num_rows)]
+    assert len(lengths) == len(pages) == len(begins)
+    taken = np.zeros((num_pages, page_elements), dtype=np.int8)
+    for page, begin, length in zip(pages.tolist(), begins.tolist(), lengths, strict=True):
+        assert 0 <= begin <= page_elements - length, "a row straddles a page"
+        taken[page, begin : begin + length] += 1
     assert taken.max(initial=0) <= 1, "rows overlap"
-    return layout.num_pages * page - sum(run.num_rows * run.length for run in runs)
+    return num_pages * page_elements - sum(lengths)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 40)), min_size=1, max_size=12), st.integers(40, 160))
 def test_rows_never_straddle_a_page_or_overlap(lengths: list[tuple[int, int]], page: int) -> None:
-    slack = _check(_runs(lengths), page)
+    slack = _check(lengths, page)
     # Any page but the last lacks room for the shortest row that came after it.
-    assert slack < page + plan(_runs(lengths), page).num_pages * 40
+    assert slack < page + place(lengths, page)[0] * 40
 
 
 @pytest.mark.parametrize("base", [SMOLLM2, LLAMA_8B], ids=["smollm2", "llama-8b"])
@@ -47,13 +44,13 @@ def test_rows_never_straddle_a_page_or_overlap(lengths: list[tuple[int, int]], p
 @pytest.mark.parametrize("num_shapes", [1, 2, 3])
 def test_slack_is_at_most_one_page(base: dict, rank: int, num_shapes: int) -> None:  # type: ignore[type-arg]
     shapes = base["shapes"][:num_shapes] * (1 if rank == 64 else base["layers"])
-    runs = [Run(0, rank, length, torch.float32) for shape in shapes for length in shape]
+    runs = [(rank, length) for shape in shapes for length in shape]
     assert 0 <= _check(runs, base["page"]) < base["page"]
 
 
 def test_a_row_longer_than_a_page_is_refused() -> None:
     with pytest.raises(AdapterRefused, match="row_exceeds_page"):
-        plan(_runs([(1, 41)]), 40)
+        place([(1, 41)], 40)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -66,11 +63,10 @@ def test_every_value_lies_where_the_tables_say(dtype: str, arena_dtype: torch.dt
     header = read_header(pack)
     arena = Arena(page_elements=50, num_pages=30, dtype=arena_dtype)
     arena.alloc(2, PageUse.KV)
-    layout = plan(runs_of(header.modules, TINY_BASE.modules), arena.page_elements)
+    layout = Layouts(TINY_BASE.modules, arena.page_elements).layout_of(header.modules)
     pages = arena.alloc(layout.num_pages, PageUse.ADAPTER)[::-1]
-    arena.write(pages, render(layout, memoryview(pack), arena.page_elements, arena_dtype))
+    placed = install(layout, header.modules, memoryview(pack), pages, arena)
     names = tuple(TINY_BASE.modules)
-    placed = locate(layout, header.modules, names, pages, arena)
 
     torch_dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     for m, name in enumerate(names):
@@ -97,6 +93,20 @@ def test_modules_that_the_base_lacks_or_shapes_otherwise_are_refused() -> None:
     pack = build_pack(LoraConfig(r=4), tensors, TINY_BASE.fingerprint, None)
     modules = read_header(pack).modules
     with pytest.raises(AdapterRefused, match="unknown_module"):
-        runs_of(modules, {})
+        Layouts({}, 1024).layout_of(modules)
     with pytest.raises(AdapterRefused, match="wrong_shape"):
-        runs_of(modules, {modules[0].name: ModuleShape(16, 17)})
+        Layouts({modules[0].name: ModuleShape(16, 17)}, 1024).layout_of(modules)
+
+
+def test_a_layout_is_kept_for_adapters_of_the_same_shape_only() -> None:
+    layouts = Layouts(TINY_BASE.modules, 1024)
+    module = "model.layers.0.self_attn.q_proj"
+
+    def modules(rank: int, seed: int, dtype: str = "F32") -> tuple[PackedModule, ...]:
+        tensors = tiny_tensors({module: rank}, seed=seed, dtype=dtype)
+        return read_header(build_pack(LoraConfig(r=rank), tensors, TINY_BASE.fingerprint, None)).modules
+
+    kept = layouts.layout_of(modules(4, seed=1))
+    assert layouts.layout_of(modules(4, seed=2)) is kept
+    assert layouts.layout_of(modules(5, seed=1)) is not kept
+    assert layouts.layout_of(modules(4, seed=1, dtype="BF16")) is not kept

@@ -8,7 +8,7 @@ from octavo_shared.manifest import BaseManifest
 from octavo_shared.pack import PackHeader
 from octavo_shared.references import AdapterId, Digest
 from octavo_worker.adapters.pages import Arena, PageUse
-from octavo_worker.adapters.placement import Placement, locate, plan, render, runs_of
+from octavo_worker.adapters.placement import Layouts, Placement, install
 
 AdapterKey = tuple[AdapterId, Digest]
 """What identifies an adapter's bytes at a worker."""
@@ -24,7 +24,7 @@ class Residents:
 
     def __init__(self, manifest: BaseManifest, arena: Arena, num_pages_max: int) -> None:
         self._manifest = manifest
-        self._names = tuple(manifest.modules)
+        self._layouts = Layouts(manifest.modules, arena.page_elements)
         self._arena = arena
         self._num_pages_max = num_pages_max
         self._lock = threading.Lock()
@@ -42,15 +42,14 @@ class Residents:
         if header.base != self._manifest.fingerprint:
             raise BaseMismatch(adapter_base=header.base, served_base=self._manifest.fingerprint)
         arena = self._arena
-        layout = plan(runs_of(header.modules, self._manifest.modules), arena.page_elements)
+        layout = self._layouts.layout_of(header.modules)
         if layout.num_pages > self._num_pages_max:
             raise AdapterRefused(
                 "too_large", f"the adapter needs {layout.num_pages} pages; this worker lends {self._num_pages_max}"
             )
         pages = arena.alloc(layout.num_pages, PageUse.ADAPTER, self._num_pages_max)
         try:
-            arena.write(pages, render(layout, pack, arena.page_elements, arena.memory.dtype))
-            placement = locate(layout, header.modules, self._names, pages, arena)
+            placement = install(layout, header.modules, pack, pages, arena)
             with self._lock:
                 is_first = self._placed.setdefault(key, placement) is placement
         except BaseException:

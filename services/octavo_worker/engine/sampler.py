@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo_kernels import pointwise
 from octavo_shared.messages.generation import Sampling
 
 _ROUNDS = 10
@@ -60,13 +61,13 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]
         index), over the likeliest tokens: those with p ≥ min_p · max p, at most top_k of them, and of these the
         smallest set whose mass reaches top_p of theirs
     """
-    highest, tokens = logits.max(dim=-1)
+    highest, tokens = pointwise.largest(logits)
     is_finite = torch.isfinite(highest)
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature >= _TEMPERATURE_MIN]
     if drawn:
         wanted = [samplings[i] for i in drawn]
         noise = uniform([s.seed for s in wanted], [s.choice for s in wanted], [indices[i] for i in drawn])
-        scaled = logits[drawn].float() - highest[drawn, None].float()
+        scaled = logits[drawn].float() - highest[drawn, None]
         scaled /= torch.tensor([[s.temperature] for s in wanted], device=logits.device)
         tokens = tokens.clone()
         tokens[drawn] = _draw(torch.softmax(scaled, dim=-1), wanted, torch.from_numpy(noise).to(logits.device))

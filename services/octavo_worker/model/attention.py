@@ -72,6 +72,8 @@ def paged_attention_forward(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     shape = context.kv_shape
     _check_unused(layer, unused)
+    if not getattr(module, "is_causal", True):
+        raise UnsupportedBase(f"attention of layer {layer} also looks ahead, which is not served")
     if attention_mask is not None or dropout:
         raise UnsupportedBase(f"attention of layer {layer} asks for a mask or dropout, which is not served")
     expected = (1, shape.num_kv_heads, query.shape[2], shape.head_dim)

@@ -2,13 +2,13 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from octavo_shared.manifest import BaseManifest, ModuleShape
@@ -16,15 +16,15 @@ from octavo_shared.references import Fingerprint
 from octavo_shared.telemetry import log
 from octavo_worker.model import attention, self_check
 from octavo_worker.model.context import StepContext, StepInputs, UnsupportedBase
+from octavo_worker.model.experts import replace_experts
 from octavo_worker.model.fingerprint import fingerprint_of
+from octavo_worker.model.fused import fuse
 from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
 from octavo_worker.model.packed_run import run_packed
+from octavo_worker.model.requirements import check_config, window_max
 from octavo_worker.model.served_form import ServedForm, served_form_of
-from octavo_worker.model.windows import window_max, windows_of
-
-_COUPLING_ROPES = {"dynamic", "longrope"}
-"""Rotary embeddings computed from the largest position of the batch: neighbours would change each other."""
+from octavo_worker.model.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def load_base(folder: Path, device: str | torch.device = "cpu", dtype: torch.dty
     device = torch.device(device)
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with _in_one_sentence("this base cannot be loaded"):
+        check_config(AutoConfig.from_pretrained(folder, local_files_only=True))
         fingerprint = fingerprint_of(folder, dtype)
         form = served_form_of(folder, dtype)
         # The reference run needs an attention that every architecture has and that knows windows and soft caps.
@@ -80,17 +81,17 @@ def _in_one_sentence(problem: str) -> Iterator[None]:
     except UnsupportedBase:
         raise
     except Exception as cause:
-        detail = (str(cause).strip().splitlines() or [""])[0]
+        detail = (str(cause).strip().splitlines() or [""])[0].partition(". ")[0]
         raise UnsupportedBase(f"{problem}: {type(cause).__name__}: {detail}") from cause
 
 
 def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form: ServedForm) -> BaseModel:
     """Turn a loaded, still unmodified ``model`` of ``folder`` into a ``BaseModel``; see ``load_base``."""
     config = model.config.get_text_config()
-    _check_served(model, config, form)
+    _check_served(model, form)
     dtype, device = model.dtype, model.device
     windows = windows_of(model, config.num_hidden_layers)
-    expected = self_check.expect(model, config.vocab_size, window_max(config, windows))
+    expected = self_check.expect(model, config.vocab_size, window_max(config, form.context_tokens), form.context_tokens)
 
     heads = config.num_attention_heads
     context = StepContext(
@@ -105,7 +106,11 @@ def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form:
     attention.attach_context(model, context)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linears = replace_linears(model, head, context)
+    replace_experts(model)
+    fuse(model, device, dtype)
     targetable = self_check.check(model, context, expected, dtype, linears)
+    if not targetable:
+        raise UnsupportedBase("this base has no linear layer that an adapter could be put on")
     if dropped := sorted(linears.keys() - targetable):
         log.warning("modules_not_targetable", num_modules=len(dropped), first=dropped[0])
     return BaseModel(
@@ -135,21 +140,10 @@ def _shape_of(linear: MultiAdapterLinear) -> ModuleShape:
     return ModuleShape(linear.in_features, linear.out_features)
 
 
-def _check_served(model: PreTrainedModel, config: PretrainedConfig, form: ServedForm) -> None:
+def _check_served(model: PreTrainedModel, form: ServedForm) -> None:
     if model.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise UnsupportedBase(f"this base has dtype {model.dtype}; served are bfloat16, float16 and float32")
     if form.dtype != str(model.dtype).removeprefix("torch."):
         raise UnsupportedBase(f"this base was asked for in {form.dtype} and keeps {model.dtype}")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise UnsupportedBase("this architecture cannot compute the logits of chosen rows only")
-    if coupling := _COUPLING_ROPES.intersection(_rope_types(getattr(config, "rope_parameters", None))):
-        raise UnsupportedBase(f"rotary embedding '{min(coupling)}' depends on the longest sequence of a batch")
-
-
-def _rope_types(parameters: object) -> Iterator[str]:
-    # One mapping for all layers, or one for each kind of layer.
-    if isinstance(parameters, Mapping):
-        if isinstance(kind := parameters.get("rope_type"), str):
-            yield kind
-        for nested in parameters.values():
-            yield from _rope_types(nested)

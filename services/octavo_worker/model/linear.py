@@ -98,7 +98,8 @@ class SiblingLinears:
 
     def _compute(self, x: Tensor) -> Sequence[Tensor]:
         rows = x.reshape(-1, self.in_features)
-        parts = torch.split(self._packed.project(rows), self._widths, dim=-1)
+        product = self._packed.project(rows)
+        parts = torch.split(product, self._widths, dim=-1) if len(self._widths) > 1 else (product,)
         inputs = self._context.inputs
         if inputs is not None:
             tables = inputs.tables

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from octavo_worker.model.context import UnsupportedBase
 
@@ -36,11 +36,5 @@ def windows_of(model: PreTrainedModel, num_layers: int) -> tuple[int | None, ...
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
     model.set_attn_implementation(before)
     if missing := set(range(num_layers)) - windows.keys():
-        raise UnsupportedBase(f"layer {min(missing)} of this base does not attend through the attention interface")
+        raise UnsupportedBase(f"layer {min(missing)} of this base does not attend through the paged attention")
     return tuple(windows[layer] for layer in range(num_layers))
-
-
-def window_max(config: PretrainedConfig, windows: tuple[int | None, ...]) -> int:
-    """Return the longest window that a layer has or ``config`` tells of; 0 without any."""
-    told = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return max(0, *(window or 0 for window in (*windows, *told)))
