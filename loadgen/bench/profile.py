@@ -112,7 +112,7 @@ class Profile:
         # Half of the answer is there in the middle of a run.
         kv_tokens = num_prompt_tokens + num_rows * num_tokens / 2
         shape, item_bytes = self.rig.base.kv_shape, self.rig.base.dtype.itemsize
-        kv_bytes = kv_tokens * shape.page_elements / shape.page_tokens * item_bytes
+        kv_bytes = kv_tokens * shape.token_elements * item_bytes
         read_bytes = self.products.num_elements * item_bytes + adapter_bytes + kv_bytes
         self.add("decode_step_ms", now["base_step_ms"])
         self.add("achieved_gflops", self.products.gflop(num_rows, with_head=True) / now["base_step_ms"] * 1e3)

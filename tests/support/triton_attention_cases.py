@@ -166,6 +166,15 @@ def test_a_later_token_that_is_not_finite_reaches_no_earlier_row(value: float, d
     assert same_bits(out[10:], expected[10:])
 
 
+@pytest.mark.parametrize("window", [None, 20])
+def test_how_many_tokens_a_page_holds_changes_no_bit(window: int | None) -> None:
+    torch.manual_seed(7)
+    q = torch.randn(7, 4, 64)
+    worlds = [kv_world([130, 33], [5, 2], 2, 64, torch.float32, page_tokens) for page_tokens in (16, 48)]
+    small, large = (_attend(q, world, window) for world in worlds)
+    assert same_bits(large, small)
+
+
 @EVERY_DTYPE
 def test_nothing_outside_is_read_or_written(dtype: torch.dtype) -> None:
     torch.manual_seed(5)

@@ -15,8 +15,9 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from octavo_kernels.native import load_native
 from octavo_kernels.pointwise import NormForm
 from octavo_worker.model import fused
-from octavo_worker.model.context import KvShape, StepContext
+from octavo_worker.model.context import StepContext
 from octavo_worker.model.fused import fuse
+from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import replace_linears
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs a C++ compiler")
@@ -33,7 +34,7 @@ def _x(dtype: torch.dtype) -> Tensor:
 def _fused(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, int]:
     """Return a copy of ``module`` with linears replaced and fused, and how many modules were."""
     own = copy.deepcopy(module)
-    replace_linears(own, None, StepContext(KvShape(1, 1, 16)))
+    replace_linears(own, None, StepContext(KvShape((None,), 1, 16)))
     return own, fuse(own, CPU, dtype)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo_worker.model.context import KvShape, StepContext
+from octavo_worker.model.context import StepContext
+from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import MultiAdapterLinear, PackedLinear, replace_linears
 
 SHAPES = [(576, 576), (576, 192), (576, 1536), (1536, 576), (64, 96), (48, 33)]
@@ -46,7 +47,7 @@ def test_siblings_give_what_each_gives_alone_in_whatever_order_they_are_called(w
     torch.manual_seed(0)
     model = _Attention(width_of_k).requires_grad_(False)
     before = {name: child for name, child in model.named_children() if isinstance(child, nn.Linear)}
-    replaced = replace_linears(model, None, StepContext(KvShape(1, 1, 16)))
+    replaced = replace_linears(model, None, StepContext(KvShape((None,), 1, 16)))
     assert set(replaced) == set(before)
     assert all(isinstance(linear, MultiAdapterLinear) for linear in replaced.values())
     first, second = ({width: torch.randn(1, 5, width) for width in (64, 48, 96)} for _ in range(2))
@@ -59,7 +60,7 @@ def test_siblings_give_what_each_gives_alone_in_whatever_order_they_are_called(w
 
 def test_an_input_that_was_changed_in_place_is_not_taken_for_the_old_one() -> None:
     model = _Attention(64).requires_grad_(False)
-    replaced = replace_linears(model, None, StepContext(KvShape(1, 1, 16)))
+    replaced = replace_linears(model, None, StepContext(KvShape((None,), 1, 16)))
     x = torch.randn(3, 64)
     old = [replaced[name](x) for name in ("q_proj", "k_proj", "v_proj")]
     x.add_(1.0)

@@ -16,7 +16,7 @@ DIARY = (AdapterId("diary"), Digest("sha256:1"))
 
 
 def chain_of(tokens: list[int], tenant: TenantId = ALICE, key: tuple[AdapterId, Digest] | None = None) -> list[bytes]:
-    chain = [root_of(tenant, key)]
+    chain = [root_of(tenant, key, 0)]
     extend(chain, tokens, len(tokens) // PAGE_TOKENS, PAGE_TOKENS)
     return chain[1:]
 
@@ -39,16 +39,19 @@ def test_the_longest_known_beginning_is_found_and_stays_while_it_is_used() -> No
     arena = Arena(1, 6, torch.float32)
     cache, chain = PrefixCache(arena), chain_of(list(range(12)))
     pages = arena.alloc(3, PageUse.KV)
-    assert all(cache.keep(digest, page) for digest, page in zip(chain, pages, strict=True))
-    assert not cache.keep(chain[0], 5), "it is known already"
-    assert cache.attach([*chain[:2], b"unknown", chain[2]]) == pages[:2]
+    assert [cache.keep(digest, page) for digest, page in zip(chain, pages, strict=True)] == pages
+    assert cache.keep(chain[0], 5) == pages[0], "it is known already"
+    cache.release(chain[:1])
+    assert cache.num_found([*chain[:2], b"unknown", chain[2]]) == [1, 2, 0, 1]
+    assert cache.attach([*chain[:2], b"unknown"]) is None, "all or none"
+    assert cache.attach(chain[:2]) == pages[:2]
     cache.release(chain)
     assert cache.num_reclaimable == 1
     assert cache.reclaim(9) == 1
     assert arena.num_free == 4
     cache.release(chain[:2])
     assert cache.reclaim(1) == 1
-    assert cache.attach(chain) == pages[:1], "the last page of a beginning goes first"
+    assert cache.num_found(chain) == [1, 0, 0], "the last page of a beginning goes first"
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,7 +65,9 @@ def test_no_page_is_lost_or_reclaimed_in_use(seed: int) -> None:
         action = draw.random()
         if action < 0.5:
             chain = chain_of([draw.randrange(2) for _ in range(PAGE_TOKENS * draw.randint(1, 4))])
-            pages = cache.attach(chain)
+            num_known = sum(found == place for place, found in enumerate(cache.num_found(chain), start=1))
+            pages = cache.attach(chain[:num_known])
+            assert pages is not None
             missing = len(chain) - len(pages)
             if arena.num_free < missing:
                 cache.reclaim(missing - arena.num_free)
@@ -72,12 +77,11 @@ def test_no_page_is_lost_or_reclaimed_in_use(seed: int) -> None:
             fresh = arena.alloc(missing, PageUse.KV)
             shared = len(pages)
             for digest, page in zip(chain[shared:], fresh, strict=True):
-                if cache.keep(digest, page):
-                    pages.append(page)
-                else:
+                pages.append(cache.keep(digest, page))
+                if pages[-1] != page:
                     # Its own copy; whoever was first is found from now on.
                     arena.free([page], PageUse.KV)
-            held.append((chain[: len(pages)], pages))
+            held.append((chain, pages))
         elif action < 0.8 and held:
             chain, pages = held.pop(draw.randrange(len(held)))
             cache.release(chain)

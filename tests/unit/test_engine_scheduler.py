@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from octavo_shared.references import TenantId
 from octavo_worker.engine.scheduler import Candidate, StepLimits, StepPlan, schedule
+from octavo_worker.model.kv_shape import KvShape
 
-LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, page_tokens=16)
+SHAPE = KvShape((None,), 2, 16)
+LIMITS = StepLimits(num_running_max=4, num_step_tokens_max=32, kv_shape=SHAPE)
 
 
 def _candidate(
@@ -20,7 +22,7 @@ def _candidate(
     is_overdue: bool = False,
 ) -> Candidate:
     num_pages = -(-num_cached // 16)
-    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_pages, served, is_overdue)
+    return Candidate(order, TenantId(tenant), num_tokens, num_cached, num_cached, num_pages, served, is_overdue)
 
 
 def _tokens(plan: StepPlan) -> dict[int, int]:
@@ -110,9 +112,39 @@ def test_the_oldest_advances_even_while_it_prefills_among_decodes() -> None:
     assert 1 not in plan.preempted
 
 
+WINDOWED = StepLimits(num_running_max=4, num_step_tokens_max=32, kv_shape=KvShape((20, 20, None), 2, 16))
+"""Pages of 16 tokens behind a window, and of 32 in the other group."""
+
+
+def test_new_pages_are_those_of_all_groups() -> None:
+    inside = Candidate(1, TenantId("t"), 33, 32, num_reserved_tokens=32, num_pages=3)
+    plan = schedule([inside], [], 2, WINDOWED)
+    assert [chunk.num_new_pages for chunk in plan.chunks] == [2]
+    assert schedule([inside], [], 1, WINDOWED).chunks == ()
+
+
+def test_pages_that_an_abandoned_plan_left_are_not_asked_for_again() -> None:
+    inside = Candidate(1, TenantId("t"), 64, 32, num_reserved_tokens=64, num_pages=5)
+    assert [chunk.num_new_pages for chunk in schedule([inside], [], 0, WINDOWED).chunks] == [0]
+
+
+def test_a_sequence_takes_what_fits_all_groups() -> None:
+    # 16 tokens take a page of each group; 32 take another one behind the window.
+    inside = Candidate(1, TenantId("t"), 100, 32, num_reserved_tokens=32, num_pages=4)
+    assert _tokens(schedule([inside], [], 2, WINDOWED)) == {1: 16}
+    assert _tokens(schedule([inside], [], 3, WINDOWED)) == {1: 32}
+
+
+def test_a_newcomer_enters_when_its_worst_moment_fits_rather_than_all_its_tokens() -> None:
+    running, newcomer = [_candidate(1, 5, 4)], _candidate(2, 159)
+    # 20 - 1 + 32 consecutive tokens lie in five pages at worst; 160 tokens fill five of the other group's.
+    assert _tokens(schedule(running, [newcomer], 10, WINDOWED)) == {1: 1, 2: 31}
+    assert _tokens(schedule(running, [newcomer], 9, WINDOWED)) == {1: 1}
+
+
 def test_a_step_that_cannot_hold_every_running_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot hold"):
-        StepLimits(num_running_max=9, num_step_tokens_max=8, page_tokens=16)
+        StepLimits(num_running_max=9, num_step_tokens_max=8, kv_shape=SHAPE)
 
 
 @settings(max_examples=200, deadline=None)

@@ -95,6 +95,25 @@ def test_a_base_whose_rows_see_their_neighbours_is_refused_however_little_that_c
         load_base(folder, "cpu", dtype)
 
 
+def test_whatever_an_architecture_raises_is_a_refusal_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise KeyError("first\nsecond")
+
+    monkeypatch.setattr(base_module, "windows_of", fail)
+    with pytest.raises(UnsupportedBase, match=r"^this architecture cannot be served: KeyError: [^\n]+$"):
+        load_base(save_base(_llama(), tmp_path / "base"))
+
+
+def test_a_layer_that_asks_for_another_window_than_it_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_module, "windows_of", lambda _model, num_layers: (12,) * num_layers)
+    with pytest.raises(UnsupportedBase, match="layer 0 asks for a window of None; its pages are for 12"):
+        load_base(save_base(_llama(), tmp_path / "base"))
+
+
 def test_a_linear_that_sees_only_the_wanted_rows_takes_no_adapter(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModernBertDecoderConfig(**SMALL | {"num_key_value_heads": 4}, local_attention=16, bos_token_id=1,

@@ -260,6 +260,27 @@ def test_the_oldest_goes_on_when_a_load_takes_pages_while_newcomers_are_let_in(b
     assert {name: len(tokens) for name, tokens in answers.tokens.items()} == {"oldest": 28, "first": 2, "second": 2}
 
 
+def test_the_oldest_goes_on_with_the_page_that_an_abandoned_plan_gave_it(base: BaseModel) -> None:
+    arena = ContestedArena(base.kv_shape.page_elements, 12, base.dtype)
+    engine, answers = Engine(base, arena, LIMITS), Answers()
+    engine.submit(ask("oldest", tuple(range(90)) + tuple(range(10)), 28))
+    while len(answers.tokens["oldest"]) < 13:
+        answers.take(engine.step())
+    allocations: list[int] = []
+
+    def load_before_the_second() -> None:
+        allocations.append(1)
+        if len(allocations) == 2:
+            for seed in range(4):
+                install(engine, tiny_pack(base.manifest, seed), f"a{seed}")
+
+    arena.before_kv = load_before_the_second
+    # The oldest gets its eighth and last page, then the newcomer finds none.
+    answers = run(engine, ask("new", OTHER, 2), answers=answers)
+    assert len(allocations) > 2
+    assert {name: len(tokens) for name, tokens in answers.tokens.items()} == {"oldest": 28, "new": 2}
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=2, max_size=6),
@@ -292,7 +313,7 @@ def test_loads_and_evictions_between_plan_and_allocation_stop_nobody(
 
 def test_the_longest_sequence_that_is_accepted_is_the_one_that_is_told(base: BaseModel) -> None:
     engine = _engine(base)
-    assert engine.context_tokens == LIMITS.num_kv_pages_min * base.kv_shape.page_tokens  # type: ignore[operator]
+    assert engine.context_tokens == LIMITS.num_kv_pages_min * base.kv_shape.groups[0].page_tokens  # type: ignore[operator]
     engine.submit(ask("fits", PROMPT, engine.context_tokens - len(PROMPT)))
     with pytest.raises(ContextExceeded) as refused:
         engine.submit(ask("exceeds", PROMPT, engine.context_tokens - len(PROMPT) + 1))

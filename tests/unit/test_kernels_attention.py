@@ -98,6 +98,18 @@ def test_pages_that_a_window_has_passed_are_not_read(path: str) -> None:
 
 
 @PATHS
+@pytest.mark.parametrize("window", [None, 20])
+def test_how_many_tokens_a_page_holds_changes_no_bit(path: str, window: int | None) -> None:
+    q = torch.randn(7, 2, 64)
+    worlds = [kv_world([130, 33], [5, 2], 2, 64, torch.float32, page_tokens) for page_tokens in (16, 48, 112)]
+    outs = [
+        _attend(_path(path, torch.float32), q, world.arena, world.kv, world.layer_offset, window) for world in worlds
+    ]
+    assert same_bits(outs[1], outs[0])
+    assert same_bits(outs[2], outs[0])
+
+
+@PATHS
 def test_strided_queries_and_outputs_are_taken_as_they_are(path: str) -> None:
     world = kv_world([30, 5], [2, 1], 2, 20, torch.float32)
     q = torch.randn(4, 3, 20)

@@ -17,13 +17,16 @@ NARROW_READ = re.compile(r"ld\.global\S*\.[bu]16\b|global_load_\w*short")
 ARCHES = pytest.mark.parametrize("arch", list(TARGETS))
 
 
-def _compile_attention(dtype: str, dim: int, repeat: int, arch: int | str, folder: Path, *, is_plain: bool) -> Binary:
+def _compile_attention(
+    dtype: str, dim: int, repeat: int, arch: int | str, folder: Path, *, is_plain: bool, page_tokens: int = 16
+) -> Binary:
     element_bytes = 4 if dtype == "fp32" else 2
     columns = triton.next_power_of_2(dim)
     data = dict.fromkeys(("q", "arena", "out"), f"*{dtype}")
     tables = {"page_offsets": "*i64", "tiles": "*i32", "sinks": "*fp32", "slope": "fp32", "cap": "fp32"}
     sizes = dict.fromkeys(("layer_offset", "pages_max", "window", "q_row", "q_head", "out_row", "out_head"), "i32")
-    constants: dict[str, object] = {"num_kv_heads": 8, "repeat": repeat, "dim": dim, "page_tokens": 16, "align": 8}
+    constants: dict[str, object] = {"num_kv_heads": 8, "repeat": repeat, "dim": dim, "align": 8}
+    constants["page_tokens"] = page_tokens
     constants |= {"lanes": paged_attention.lanes_of(element_bytes), "columns": columns}
     constants |= {"span": paged_attention.KEY_SPAN}
     if is_plain:
@@ -71,6 +74,19 @@ def test_attention_compiles_without_spills_and_with_matrix_instructions(
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_attention_without_softcap_and_sinks_does_not_spill_either(dim: int, arch: int | str, tmp_path: Path) -> None:
     _assert_it_fits(_compile_attention("bf16", dim, 1, arch, tmp_path, is_plain=True), arch)
+
+
+@ARCHES
+@pytest.mark.parametrize("dim", [64, 256])
+def test_pages_of_80_tokens_cost_no_more_than_those_of_16(dim: int, arch: int | str, tmp_path: Path) -> None:
+    few, many = (
+        _compile_attention("bf16", dim, 2, arch, tmp_path, is_plain=False, page_tokens=page_tokens)
+        for page_tokens in (16, 80)
+    )
+    _assert_it_fits(many, arch)
+    assert many.registers <= few.registers
+    assert WIDE_READ[arch] in many.text
+    assert not NARROW_READ.search(many.text)
 
 
 @ARCHES

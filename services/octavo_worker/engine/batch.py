@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo_kernels.layout import KvTable, RowGroups, RowTable
 from octavo_worker.engine import sequence
-from octavo_worker.model.context import KvShape, StepInputs
+from octavo_worker.engine.page_run import PageRun
+from octavo_worker.model.context import LayerGroupInputs, StepInputs
+from octavo_worker.model.kv_shape import KvShape
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,8 @@ def build(
     starts = np.concatenate([[0], np.cumsum(counts)])
     begins = np.array([part.sequence.num_cached_tokens for part in parts], dtype=np.int64)
 
-    page_offsets = np.zeros((len(parts), max(len(part.sequence.pages) for part in parts)), dtype=np.int64)
-    for row, part in zip(page_offsets, parts, strict=True):
-        row[: len(part.sequence.page_offsets)] = part.sequence.page_offsets
     part_of_row = np.repeat(np.arange(len(parts)), counts)
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - begins, counts)
-    token_offsets = (
-        page_offsets[part_of_row, positions // shape.page_tokens] + positions % shape.page_tokens * shape.head_dim
-    )
     tokens = [
         token
         for part, begin in zip(parts, begins.tolist(), strict=True)
@@ -80,17 +77,24 @@ def build(
     def on_device(values: object, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
 
-    inputs = StepInputs(
-        arena=arena,
-        kv=KvTable(
+    query_starts, context_lens = on_device(starts, torch.int32), on_device(begins + counts, torch.int32)
+    kv = []
+    for index, group in enumerate(shape.groups):
+        page_offsets = _page_offsets([part.sequence.runs[index] for part in parts])
+        token_offsets = page_offsets[part_of_row, positions // group.page_tokens]
+        token_offsets += positions % group.page_tokens * shape.head_dim
+        table = KvTable(
             page_offsets=on_device(page_offsets, torch.int64),
-            query_starts=on_device(starts, torch.int32),
-            context_lens=on_device(begins + counts, torch.int32),
-            page_tokens=shape.page_tokens,
+            query_starts=query_starts,
+            context_lens=context_lens,
+            page_tokens=group.page_tokens,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-        ),
-        token_offsets=on_device(token_offsets, torch.int64),
+        )
+        kv.append(LayerGroupInputs(table, on_device(token_offsets, torch.int64)))
+    inputs = StepInputs(
+        arena=arena,
+        kv=tuple(kv),
         groups=RowGroups(
             starts=on_device(np.append(starts[:-1][is_first], starts[-1]), torch.int32),
             slots=on_device(slot_of_part[is_first], torch.int32),
@@ -105,3 +109,11 @@ def build(
         positions=on_device(positions, torch.int64),
         rows=on_device(starts[1:][sampled or [-1]] - 1, torch.int64),
     )
+
+
+def _page_offsets(runs: Sequence[PageRun]) -> NDArray[np.int64]:
+    """Return the offsets of all sequences' pages in one group, [B, P]; 0 behind the last."""
+    offsets = np.zeros((len(runs), max(run.end for run in runs)), dtype=np.int64)
+    for row, run in zip(offsets, runs, strict=True):
+        row[: run.end] = run.offsets
+    return offsets

@@ -1,5 +1,6 @@
 """The engine: ``step()`` schedules, runs and commits. It knows neither NATS nor asyncio; one thread steps it."""
 
+import bisect
 import time
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ _PATIENCE_NS = 5_000_000_000
 @dataclass(frozen=True)
 class EngineLimits:
     """Bounds of one engine. ``num_kv_pages_min`` pages are never lent to adapters; None: one full context,
-    at most half of the arena. A sequence that needs more than those is refused."""
+    at most half of the arena. A sequence that could ever need more than those at once is refused."""
 
     num_running_max: int = 32
     num_waiting_max: int = 256
@@ -69,16 +70,20 @@ class Engine:
     """
 
     def __init__(self, base: BaseModel, arena: Arena, limits: EngineLimits) -> None:
-        num_kv_pages = min(base.kv_shape.num_pages(base.manifest.context_tokens), max(1, arena.num_pages // 2))
         self._base = base
         self._arena = arena
-        self._step_limits = StepLimits(limits.num_running_max, limits.num_step_tokens_max, base.kv_shape.page_tokens)
-        self._num_kv_pages_min = limits.num_kv_pages_min or num_kv_pages
-        self._residents = Residents(base.manifest, arena, arena.num_pages - self._num_kv_pages_min)
+        self._step_limits = StepLimits(limits.num_running_max, limits.num_step_tokens_max, base.kv_shape)
+        num_kv_pages_min = limits.num_kv_pages_min or min(
+            self._num_pages_max(base.manifest.context_tokens), max(1, arena.num_pages // 2)
+        )
+        # Pages never fall with tokens, so the longest sequence that fits stands before the first that does not.
+        lengths = range(1, base.manifest.context_tokens + 1)
+        self._context_tokens = bisect.bisect_right(lengths, num_kv_pages_min, key=self._num_pages_max)
+        self._residents = Residents(base.manifest, arena, arena.num_pages - num_kv_pages_min)
         self._guides = Guides(base.tokenizer_json, base.manifest.stop_token_ids)
         self._intake = Intake(limits.num_waiting_max, limits.num_running_max)
         # Touched by the stepping thread only.
-        self._kv = KvPages(arena, base.kv_shape.page_tokens)
+        self._kv = KvPages(arena, base.kv_shape)
         self._slots = SlotTables(tuple(base.manifest.modules), base.device)
         self._shares = TenantShares()
         self._running: dict[int, Sequence] = {}
@@ -89,7 +94,7 @@ class Engine:
     @property
     def context_tokens(self) -> int:
         """The longest sequence that is accepted: the base's context, or less where fewer pages are kept for KV."""
-        return min(self._base.manifest.context_tokens, self._num_kv_pages_min * self._base.kv_shape.page_tokens)
+        return self._context_tokens
 
     def warm(self) -> None:
         """Build what requests share and the first one would otherwise wait for."""
@@ -162,6 +167,10 @@ class Engine:
         self._residents.check_integrity()
         self._kv.check_integrity([*self._running.values(), *self._waiting.values()])
 
+    def _num_pages_max(self, num_tokens: int) -> int:
+        """Return the most pages that a sequence of ``num_tokens`` tokens ever holds."""
+        return self._base.kv_shape.num_pages_max(num_tokens, self._step_limits.num_step_tokens_max)
+
     def _check(self, request: SequenceRequest) -> None:
         given = (*request.prompt, *request.forced)
         if not request.prompt:
@@ -224,7 +233,7 @@ class Engine:
         parts = []
         for chunk in plan.chunks:
             sequence = self._running.get(chunk.order) or self._waiting[chunk.order]
-            if not sequence.pages:
+            if not sequence.num_reserved_tokens:
                 # The plan counted on computing all of it, so whatever is found only makes it need less.
                 self._kv.attach(sequence)
             num_tokens = min(chunk.num_tokens, len(sequence.tokens) - sequence.num_cached_tokens)
@@ -242,7 +251,7 @@ class Engine:
         advancing for good.
         """
         for chunk in plan.chunks:
-            if (sequence := self._waiting.get(chunk.order)) is not None and sequence.pages:
+            if (sequence := self._waiting.get(chunk.order)) is not None and sequence.num_reserved_tokens:
                 self._kv.release(sequence)
 
     def _run(self, parts: list[Part], events: list[StepEvent]) -> None:
@@ -330,7 +339,8 @@ class Engine:
             tenant_id=sequence.request.tenant_id,
             num_tokens=len(sequence.tokens),
             num_cached_tokens=sequence.num_cached_tokens,
-            num_pages=len(sequence.pages),
+            num_reserved_tokens=sequence.num_reserved_tokens,
+            num_pages=sum(len(run.pages) for run in sequence.runs),
             served=self._shares.served(sequence.request.tenant_id),
             is_overdue=not sequence.is_started and now_ns - sequence.submitted_ns > _PATIENCE_NS,
         )

@@ -1,8 +1,8 @@
 """Pages of keys and values that outlive their sequence: found again by whoever begins with the same tokens.
 
-A page is known by a chain of digests: tenant, adapter and its digest, then all tokens up to the page's end. So nobody
-finds another tenant's pages, and a new revision never finds those of an old one. Only whole pages are kept, and
-whoever finds them never writes to them.
+A page is known by a chain of digests: tenant, adapter and its digest, layer group, then all tokens up to the page's
+end. So nobody finds another tenant's pages, and a new revision never finds those of an old one. Only whole pages are
+kept, and whoever finds them never writes to them.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ _DIGEST_BYTES = 16
 PageDigest = bytes
 
 
-def root_of(tenant_id: TenantId, adapter_key: AdapterKey | None) -> PageDigest:
-    """Return where the chain of a tenant's sequences with one revision begins."""
-    scope = (tenant_id, *(adapter_key or ()))
+def root_of(tenant_id: TenantId, adapter_key: AdapterKey | None, group: int) -> PageDigest:
+    """Return where the chain of a tenant's sequences with one revision begins, in layer group number ``group``."""
+    scope = (str(group), tenant_id, *(adapter_key or ()))
     return hashlib.blake2b("\0".join(scope).encode(), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -65,27 +65,28 @@ class PrefixCache:
         with self._lock:
             return len(self._kept)
 
-    def attach(self, digests: Sequence[PageDigest]) -> list[int]:
-        """Return the pages of the longest known beginning of ``digests``; they are in use until ``release``."""
-        pages = []
+    def num_found(self, digests: Sequence[PageDigest]) -> list[int]:
+        """Return for each place in ``digests`` how many known pages follow each other up to there, itself included."""
+        counts, count = [], 0
         with self._lock:
             for digest in digests:
-                kept = self._kept.get(digest)
-                if kept is None:
-                    break
-                if kept.num_users == 0:
-                    del self._idle[digest]
-                kept.num_users += 1
-                pages.append(kept.page)
-        return pages
+                count = count + 1 if digest in self._kept else 0
+                counts.append(count)
+        return counts
 
-    def keep(self, digest: PageDigest, page: int) -> bool:
-        """Take ``page``, which its sequence goes on using; False when another page holds the same already."""
+    def attach(self, digests: Sequence[PageDigest]) -> list[int] | None:
+        """Return the pages of ``digests``, in use until ``release``; None, and nothing done, when one is unknown."""
         with self._lock:
-            if digest in self._kept:
-                return False
-            self._kept[digest] = _Kept(page, num_users=1)
-            return True
+            if not all(digest in self._kept for digest in digests):
+                return None
+            return [self._use(digest) for digest in digests]
+
+    def keep(self, digest: PageDigest, page: int) -> int:
+        """Take ``page``, which its sequence goes on using; or return another that holds the same already, to be used
+        instead, and leave ``page`` to its owner."""
+        with self._lock:
+            self._kept.setdefault(digest, _Kept(page, num_users=0))
+            return self._use(digest)
 
     def release(self, digests: Sequence[PageDigest]) -> None:
         """Take back one use of each of these pages, given from a sequence's first to its last."""
@@ -108,3 +109,9 @@ class PrefixCache:
         if pages:
             self._arena.free(pages, PageUse.KV)
         return len(pages)
+
+    def _use(self, digest: PageDigest) -> int:
+        kept = self._kept[digest]
+        self._idle.pop(digest, None)
+        kept.num_users += 1
+        return kept.page

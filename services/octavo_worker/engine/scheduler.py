@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo_shared.references import TenantId
+from octavo_worker.model.kv_shape import KvShape
 
 NUM_STEP_TOKENS_MAX = 256
 """Rows of one step unless told otherwise: enough that the weights are read for many, few enough that decodes flow."""
@@ -12,12 +13,16 @@ NUM_STEP_TOKENS_MAX = 256
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sequence as the scheduler sees it. ``order`` names it: smaller came first."""
+    """A sequence as the scheduler sees it. ``order`` names it: smaller came first.
+
+    It holds ``num_pages`` pages, which have room for its first ``num_reserved_tokens`` tokens.
+    """
 
     order: int
     tenant_id: TenantId
     num_tokens: int
     num_cached_tokens: int
+    num_reserved_tokens: int
     num_pages: int
     served: float = 0.0
     """What its tenant was served, in weighted tokens."""
@@ -36,7 +41,7 @@ class StepLimits:
 
     num_running_max: int
     num_step_tokens_max: int
-    page_tokens: int
+    kv_shape: KvShape
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_running_max <= self.num_step_tokens_max:
@@ -98,8 +103,7 @@ class _Step:
             self._preempt(self._running[youngest])
         if needed > self._free:
             # Nobody younger is left to give way: take what fits, or keep what it has and wait.
-            room = (candidate.num_pages + self._free) * self._limits.page_tokens - candidate.num_cached_tokens
-            num_tokens = min(num_tokens, room)
+            num_tokens = self._num_fitting(candidate, num_tokens)
             if num_tokens < 1:
                 return
         self._grant(candidate, num_tokens)
@@ -114,16 +118,15 @@ class _Step:
         left = list(waiting)
         while left and self._tokens_left > 0 and len(self._running) < self._limits.num_running_max:
             candidate = min(left, key=lambda c: (not c.is_overdue, not c.is_overdue and served[c.tenant_id], c.order))
-            # One token more, so that its first decode does not have to preempt somebody.
-            if self._new_pages(candidate, candidate.num_missing + 1) > self._free:
+            if self._num_pages_to_begin(candidate) > self._free:
                 if self._running:
                     return
                 # Alone it may start with what fits.
-                room = (candidate.num_pages + self._free) * self._limits.page_tokens
-                if room < 1:
+                num_tokens = self._num_fitting(candidate, min(candidate.num_missing, self._tokens_left))
+                if num_tokens < 1:
                     return
                 self._running[candidate.order] = candidate
-                self._grant(candidate, min(candidate.num_missing, self._tokens_left, room))
+                self._grant(candidate, num_tokens)
                 return
             left.remove(candidate)
             # What is let in now counts at once, or one tenant would fill all places before anything is charged.
@@ -141,12 +144,25 @@ class _Step:
         if tenant_id == overdue.tenant_id or num_held <= num_places[overdue.tenant_id]:
             return
         youngest = max((c for c in self._running.values() if c.tenant_id == tenant_id), key=lambda c: c.order)
-        if self._new_pages(overdue, overdue.num_missing + 1) <= self._free + youngest.num_pages:
+        if self._num_pages_to_begin(overdue) <= self._free + youngest.num_pages:
             self._preempt(youngest)
 
     def _new_pages(self, candidate: Candidate, num_tokens: int) -> int:
-        needed = -(-(candidate.num_cached_tokens + num_tokens) // self._limits.page_tokens)
-        return max(0, needed - candidate.num_pages)
+        shape = self._limits.kv_shape
+        return shape.num_new_pages(candidate.num_cached_tokens + num_tokens, candidate.num_reserved_tokens)
+
+    def _num_fitting(self, candidate: Candidate, num_tokens_max: int) -> int:
+        """Return how many tokens, at most ``num_tokens_max``, the free pages have room for."""
+        fits = (num for num in range(num_tokens_max, 0, -1) if self._new_pages(candidate, num) <= self._free)
+        return next(fits, 0)
+
+    def _num_pages_to_begin(self, candidate: Candidate) -> int:
+        """Return the most pages that a waiting sequence, which holds none, needs until its first decode is done.
+
+        Pages that a window passes meanwhile are used again, so this may be less than its tokens fill. With one token
+        more than it has, so that its first decode does not have to preempt somebody.
+        """
+        return self._limits.kv_shape.num_pages_max(candidate.num_tokens + 1, self._limits.num_step_tokens_max)
 
     def _grant(self, candidate: Candidate, num_tokens: int) -> None:
         num_new_pages = self._new_pages(candidate, num_tokens)

@@ -3,14 +3,12 @@
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from octavo_shared.errors import Refusal
 from octavo_shared.messages.generation import FinishReason, Sampling, TokenLogprobs
 from octavo_shared.references import TenantId
 from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.guides import Guide
+from octavo_worker.engine.page_run import PageRun
 
 
 @dataclass(frozen=True)
@@ -125,13 +123,10 @@ class Sequence:
     """Prompt, forced and generated tokens."""
     num_cached_tokens: int = 0
     """How many of them have keys and values in pages."""
-    pages: list[int] = field(default_factory=list)
-    page_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """The arena element where each page begins."""
-    chain: list[bytes] = field(default_factory=list)
-    """What its full pages are known by, behind the root of all with its tenant and adapter."""
-    num_kept: int = 0
-    """How many of its pages, from the first, the prefix cache holds."""
+    num_reserved_tokens: int = 0
+    """How many of them its pages have room for."""
+    runs: list[PageRun] = field(default_factory=list)
+    """Its pages in each layer group; none before it first ran."""
     num_reused_tokens: int = 0
     """How many of the prompt's tokens had been computed when it began."""
     first_step_ns: int = 0
@@ -150,23 +145,6 @@ class Sequence:
     def num_answer_tokens(self) -> int:
         """Forced and generated tokens: also the index of the next one."""
         return len(self.tokens) - len(self.request.prompt)
-
-    def add_pages(self, pages: list[int], page_elements: int) -> None:
-        """Append pages that were allocated for this sequence."""
-        self.pages += pages
-        added = np.asarray(pages, dtype=np.int64) * page_elements
-        self.page_offsets = np.concatenate([self.page_offsets, added])
-
-    def replace_page(self, index: int, page: int, page_elements: int) -> None:
-        """Use ``page``, which holds the same, instead of the one at ``index``."""
-        self.pages[index] = page
-        self.page_offsets[index] = page * page_elements
-
-    def drop_pages(self) -> None:
-        """Forget all pages, and with them what was computed."""
-        self.pages = []
-        self.page_offsets = self.page_offsets[:0]
-        self.num_cached_tokens = self.num_kept = 0
 
     def timings(self, now_ns: int) -> SequenceTimings:
         """Return where the time went until ``now_ns``."""

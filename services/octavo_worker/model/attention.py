@@ -65,7 +65,8 @@ def paged_attention_forward(
         key, value         [1, Hkv, N, D]
         result             [1, N, Hq, D]
 
-    Raises ``UnsupportedBase`` for anything asked for that this attention does not do.
+    Raises ``UnsupportedBase`` for anything asked for that this attention does not do, and for another window than
+    the layer's group has: its pages may be gone.
     """
     context: StepContext = module.octavo_context  # type: ignore[assignment]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
@@ -76,30 +77,32 @@ def paged_attention_forward(
     if attention_mask is not None or dropout:
         raise UnsupportedBase(f"attention of layer {layer} asks for a mask or dropout, which is not served")
     expected = (1, shape.num_kv_heads, query.shape[2], shape.head_dim)
-    if tuple(key.shape) != expected or tuple(value.shape) != expected or layer >= shape.num_layers:
+    if tuple(key.shape) != expected or tuple(value.shape) != expected or layer >= len(shape.places):
         raise UnsupportedBase(
             f"keys of layer {layer} have shape {tuple(key.shape)} and values {tuple(value.shape)}; "
             f"pages are laid out for {expected}"
         )
+    place = shape.places[layer]
+    if sliding_window != place.window:
+        raise UnsupportedBase(f"layer {layer} asks for a window of {sliding_window}; its pages are for {place.window}")
     inputs = context.inputs
     assert inputs is not None, "the model was called outside a step"
-    context.layers_called.add(layer)
+    kv = inputs.kv[place.group]
     rows = query[0].transpose(0, 1)
-    layer_offset = layer * shape.layer_elements
     ops.write_kv(
         inputs.arena,
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        inputs.token_offsets,
-        layer_offset,
-        shape.page_tokens,
+        kv.token_offsets,
+        place.layer_offset,
+        kv.table.page_tokens,
     )
     out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     ops.paged_attention(
         rows,
         inputs.arena,
-        inputs.kv,
-        layer_offset,
+        kv.table,
+        place.layer_offset,
         out,
         scaling=shape.head_dim**-0.5 if scaling is None else scaling,
         window=sliding_window,

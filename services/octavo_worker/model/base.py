@@ -15,14 +15,16 @@ from octavo_shared.manifest import BaseManifest, ModuleShape
 from octavo_shared.references import Fingerprint
 from octavo_shared.telemetry import log
 from octavo_worker.model import attention, self_check
-from octavo_worker.model.context import KvShape, StepContext, StepInputs, UnsupportedBase
+from octavo_worker.model.context import StepContext, StepInputs, UnsupportedBase
 from octavo_worker.model.experts import replace_experts
 from octavo_worker.model.fingerprint import fingerprint_of
 from octavo_worker.model.fused import fuse
+from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
 from octavo_worker.model.packed_run import run_packed
 from octavo_worker.model.requirements import check_config, window_max
 from octavo_worker.model.served_form import ServedForm, served_form_of
+from octavo_worker.model.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class BaseModel:
 
     @property
     def kv_shape(self) -> KvShape:
-        """How keys and values lie in a page."""
+        """How keys and values lie in pages."""
         return self.context.kv_shape
 
     def logits(self, inputs: StepInputs, tokens: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
@@ -88,12 +90,13 @@ def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form:
     config = model.config.get_text_config()
     _check_served(model, form)
     dtype, device = model.dtype, model.device
+    windows = windows_of(model, config.num_hidden_layers)
     expected = self_check.expect(model, config.vocab_size, window_max(config, form.context_tokens), form.context_tokens)
 
     heads = config.num_attention_heads
     context = StepContext(
         KvShape(
-            num_layers=config.num_hidden_layers,
+            windows,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         )

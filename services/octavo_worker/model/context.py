@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from octavo_kernels.layout import KvTable, RowGroups, RowTable
+from octavo_worker.model.kv_shape import KvShape
 
 
 class UnsupportedBase(Exception):
@@ -14,40 +15,26 @@ class UnsupportedBase(Exception):
 
 
 @dataclass(frozen=True)
-class KvShape:
-    """How the keys and values of one layer group lie in a page: ``[layers][k, v][heads][tokens][head_dim]``."""
+class LayerGroupInputs:
+    """Where one layer group finds the keys and values of a batch of N rows.
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    page_tokens: int = 16
+    ``token_offsets`` [N] int64 says where each row's key goes (first layer of the group, head 0).
+    """
 
-    @property
-    def layer_elements(self) -> int:
-        """Elements of one layer in one page."""
-        return 2 * self.num_kv_heads * self.page_tokens * self.head_dim
-
-    @property
-    def page_elements(self) -> int:
-        """Elements of one page: ``page_tokens`` tokens of all layers."""
-        return self.num_layers * self.layer_elements
-
-    def num_pages(self, num_tokens: int) -> int:
-        """Return how many pages hold ``num_tokens`` tokens."""
-        return -(-num_tokens // self.page_tokens)
+    table: KvTable
+    token_offsets: Tensor
 
 
 @dataclass(frozen=True)
 class StepInputs:
     """One packed batch of N rows, as the modules need it.
 
-    ``tables`` has an entry for a module only when an adapter of this batch targets it.
-    ``token_offsets`` [N] int64 says where each row's key goes (layer 0, head 0).
+    ``kv`` has an entry for each layer group of the base. ``tables`` has one for a module only when an adapter of this
+    batch targets it.
     """
 
     arena: Tensor
-    kv: KvTable
-    token_offsets: Tensor
+    kv: tuple[LayerGroupInputs, ...]
     groups: RowGroups
     tables: Mapping[str, RowTable]
 
@@ -58,8 +45,6 @@ class StepContext:
 
     kv_shape: KvShape
     inputs: StepInputs | None = None
-    layers_called: set[int] = field(default_factory=set)
-    """Layers whose attention ran through the arena since this was last cleared; read by the self-check."""
 
     @contextmanager
     def step(self, inputs: StepInputs) -> Iterator[None]:

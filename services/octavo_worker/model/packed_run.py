@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo_kernels.layout import KvTable, RowGroups
-from octavo_worker.model.context import KvShape, StepContext, StepInputs
+from octavo_worker.model.context import LayerGroupInputs, StepContext, StepInputs
 
 NUM_ROWS_KEPT = 4
 """Logits that a chunk returns of each prompt: of its last rows, or of all where it has fewer."""
@@ -38,13 +38,16 @@ class PackedPrompts:
         self._prompts = prompts
         self._device = prompts[0].device
         shape = context.kv_shape
-        num_pages = max(shape.num_pages(len(prompt)) for prompt in prompts)
-        count = len(prompts)
-        pages = torch.arange(num_pages * count, device=self._device).view(num_pages, count).T
-        self._page_offsets = (pages * shape.page_elements).contiguous()
+        count, length_max = len(prompts), max(len(prompt) for prompt in prompts)
+        self._page_offsets: list[Tensor] = []  # [prompts, pages] of each layer group
+        num_pages = 0
+        for group in shape.groups:
+            num_each = group.page_end(length_max)
+            pages = torch.arange(num_pages, num_pages + num_each * count, device=self._device).view(num_each, count).T
+            self._page_offsets.append((pages * shape.page_elements).contiguous())
+            num_pages += num_each * count
         # What nobody wrote must not be read.
-        num_elements = num_pages * count * shape.page_elements
-        self._arena = torch.full((num_elements,), torch.nan, dtype=dtype, device=self._device)
+        self._arena = torch.full((num_pages * shape.page_elements,), torch.nan, dtype=dtype, device=self._device)
 
     def run(self, begins: Sequence[int], ends: Sequence[int]) -> list[Tensor]:
         """Compute tokens ``begins[i]`` to ``ends[i]`` of each prompt as one packed batch.
@@ -61,27 +64,26 @@ class PackedPrompts:
                 for end, count in zip(starts[1:], kept, strict=True)
             ]
         )
-        inputs = self._inputs(spans, starts, ends, self._context.kv_shape)
+        inputs = self._inputs(spans, starts, ends)
         logits = run_packed(self._model, self._context, inputs, tokens, torch.cat(spans), rows)
         return list(torch.split(logits.float(), kept))
 
-    def _inputs(self, spans: Sequence[Tensor], starts: Tensor, ends: Sequence[int], shape: KvShape) -> StepInputs:
-        return StepInputs(
-            arena=self._arena,
-            kv=KvTable(
-                page_offsets=self._page_offsets,
-                query_starts=starts,
-                context_lens=torch.tensor(ends, dtype=torch.int32, device=self._device),
-                page_tokens=shape.page_tokens,
-                num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-            ),
-            token_offsets=torch.cat(
+    def _inputs(self, spans: Sequence[Tensor], starts: Tensor, ends: Sequence[int]) -> StepInputs:
+        shape = self._context.kv_shape
+        context_lens = torch.tensor(ends, dtype=torch.int32, device=self._device)
+        kv = []
+        for group, page_offsets in zip(shape.groups, self._page_offsets, strict=True):
+            table = KvTable(page_offsets, starts, context_lens, group.page_tokens, shape.num_kv_heads, shape.head_dim)
+            token_offsets = torch.cat(
                 [
-                    self._page_offsets[i][span // shape.page_tokens] + span % shape.page_tokens * shape.head_dim
+                    page_offsets[i][span // group.page_tokens] + span % group.page_tokens * shape.head_dim
                     for i, span in enumerate(spans)
                 ]
-            ),
+            )
+            kv.append(LayerGroupInputs(table, token_offsets))
+        return StepInputs(
+            arena=self._arena,
+            kv=tuple(kv),
             groups=RowGroups(
                 starts=torch.tensor([0, int(starts[-1])], dtype=torch.int32, device=self._device),
                 slots=torch.tensor([-1], dtype=torch.int32, device=self._device),
