@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t ROWS_AT_ONCE = 8;  // rows that one thread takes at a time
 // One thread does this many elements sooner than two have met; and meeting is what costs where cores are shared.
-constexpr int64_t SERIAL_ELEMENTS = 1 << 16;
+constexpr int64_t SERIAL_ELEMENTS = 3 << 14;
 
 template <class T> inline v16 rounded(v16 x) { T lanes[16]; store(lanes, x); return load(lanes); }
 template <> inline v16 rounded<float>(v16 x) { return x; }
@@ -27,7 +27,7 @@ template <class T> inline v16 load_some(const T* p, int64_t n) { return n == 16 
 template <class T> inline void store_some(T* p, v16 v, int64_t n) { n == 16 ? store(p, v) : store_part(p, v, n); }
 
 template <class F> void each_row(int64_t n, int64_t width, F run) {
-  int64_t work = n * width > SERIAL_ELEMENTS ? n * width : 0;
+  int64_t work = n * width >= SERIAL_ELEMENTS ? n * width : 0;
   parallel((n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, work, [&](int64_t block) {
     for (int64_t i = block * ROWS_AT_ONCE; i < std::min(n, (block + 1) * ROWS_AT_ONCE); i++) run(i);
   });

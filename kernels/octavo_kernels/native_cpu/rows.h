@@ -255,6 +255,8 @@ int expand(const float* v, const T* arena, int64_t arena_len, const Table& t, co
   return OK;
 }
 
+// Rows of one adapter; the cost is for reading it once and multiplying it by each row, in no unit.
+struct Unit { int64_t row, rows, slot, cost; };
 struct Part { const Table* table; void* y; int64_t y_pitch, width; };
 
 // shrink and expand of several modules that read the same x, block of rows by block of rows: x is widened once, the
@@ -262,7 +264,8 @@ struct Part { const Table* table; void* y; int64_t y_pitch, width; };
 template <class T>
 int adapt(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const Groups& g, const Part* parts,
           int64_t count, int64_t n, int64_t h) {
-  static thread_local std::vector<Block> blocks, rows_of;
+  static thread_local std::vector<Block> blocks;
+  static thread_local std::vector<Unit> units;
   int64_t work = 0, rank_max = 0;
   for (int64_t i = 0; i < count; i++) {
     const Table& t = *parts[i].table;
@@ -273,16 +276,20 @@ int adapt(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const 
     work += some;
     rank_max = std::max(rank_max, t.rank_max);
   }
-  rows_of.clear();
+  units.clear();
   for (int64_t i = 0; i < g.count; i++) {
     if (g.slots[i] < 0) continue;
-    for (int64_t row = g.starts[i]; row < g.starts[i + 1]; row += BLOCK)
-      rows_of.push_back({row, std::min<int64_t>(BLOCK, g.starts[i + 1] - row), g.slots[i], 0});
+    int64_t elements = 0;
+    for (int64_t p = 0; p < count; p++) elements += parts[p].table->ranks[g.slots[i]] * (h + parts[p].width);
+    for (int64_t row = g.starts[i]; row < g.starts[i + 1]; row += BLOCK) {
+      int64_t rows = std::min<int64_t>(BLOCK, g.starts[i + 1] - row);
+      units.push_back({row, rows, g.slots[i], elements * (2 + rows)});
+    }
   }
   int64_t pitch = (h + 15) / 16 * 16;
-  const std::vector<Block>& todo = rows_of;
-  parallel(todo.size(), work, [&](int64_t unit) {
-    const Block& block = todo[unit];
+  const std::vector<Unit>& todo = units;
+  parallel_stretches(todo.size(), work, [&](int64_t i) { return todo[i].cost; }, [&](int64_t unit) {
+    const Unit& block = todo[unit];
     float* rows = scratch(0, BLOCK * pitch);
     float* v = scratch(1, BLOCK * rank_max);
     for (int64_t r = 0; r < block.rows; r++) {

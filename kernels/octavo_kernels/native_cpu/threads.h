@@ -1,6 +1,7 @@
 // Threads of the process's one OpenMP pool, and memory that each keeps between calls.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 #ifdef _OPENMP
@@ -25,6 +26,28 @@ template <class F> void parallel(int64_t count, int64_t work, F run) {
   if (count > 1 && work > SERIAL_WORK) {
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t i = 0; i < count; i++) run(i);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; i++) run(i);
+}
+
+// As parallel, but each thread takes one stretch of units that follow each other, all stretches of about equal cost: it
+// knows then what it will read next.
+template <class C, class F> void parallel_stretches(int64_t count, int64_t work, C cost, F run) {
+#ifdef _OPENMP
+  if (count > 1 && work > SERIAL_WORK) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; i++) total += cost(i);
+#pragma omp parallel
+    {
+      int64_t threads = omp_get_num_threads(), own = omp_get_thread_num(), before = 0;
+      for (int64_t i = 0; i < count; i++) {
+        int64_t some = cost(i), middle = before + some / 2;
+        if (middle * threads / std::max<int64_t>(1, total) == own) run(i);
+        before += some;
+      }
+    }
     return;
   }
 #endif
