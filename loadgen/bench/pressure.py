@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bench.profile import Case
 from bench.rig import Rig, WarmPack
 from octavo_shared.pack import digest_of, read_header
+from octavo_worker.adapters.pack_threads import lower_priority
 from octavo_worker.engine.engine import Engine
 
 
@@ -50,7 +51,8 @@ class Pressure:
 
 
 class _Loads(threading.Thread):
-    """Loads one warm pack after the other, as the loader does: verified on the bytes that are used, then installed.
+    """Loads one warm pack after the other as the loader does, on a thread of the same priority: verified on the bytes
+    that are used, then installed.
 
     The adapter before it is evicted first. Loads begin at fixed times, however long they take.
     """
@@ -66,6 +68,7 @@ class _Loads(threading.Thread):
 
     def run(self) -> None:
         """Load until told to stop."""
+        lower_priority()
         try:
             self._load_all()
         except BaseException as problem:

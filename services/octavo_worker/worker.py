@@ -20,6 +20,7 @@ from octavo_worker import metrics
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache
 from octavo_worker.adapters.loader import Device, Loader
+from octavo_worker.adapters.pack_threads import pack_threads
 from octavo_worker.adapters.packs import PackTiers
 from octavo_worker.engine.engine import EngineLoad
 from octavo_worker.engine_thread import EngineThread, Steps
@@ -116,7 +117,7 @@ class Worker:
 
     def _assemble(self, store: ObjectStore) -> _Parts:
         settings, base = self._settings, self._manifest.fingerprint
-        io_threads = ThreadPoolExecutor(_IO_THREADS_MAX, thread_name_prefix="packs")
+        io_threads = pack_threads(_IO_THREADS_MAX)
         warm = HostCache(settings.warm_bytes)
         local = DiskCache(Path(settings.cache_dir), settings.local_bytes, io_threads)
         load = self._engine.load()

@@ -65,7 +65,7 @@ def test_every_value_lies_where_the_tables_say(dtype: str, arena_dtype: torch.dt
     arena.alloc(2, PageUse.KV)
     layout = Layouts(TINY_BASE.modules, arena.page_elements).layout_of(header.modules)
     pages = arena.alloc(layout.num_pages, PageUse.ADAPTER)[::-1]
-    placed = install(layout, header.modules, memoryview(pack), pages, arena)
+    placed = install(layout, memoryview(pack), pages, arena)
     names = tuple(TINY_BASE.modules)
 
     torch_dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
@@ -98,7 +98,7 @@ def test_modules_that_the_base_lacks_or_shapes_otherwise_are_refused() -> None:
         Layouts({modules[0].name: ModuleShape(16, 17)}, 1024).layout_of(modules)
 
 
-def test_a_layout_is_kept_for_adapters_of_the_same_shape_only() -> None:
+def test_a_layout_is_kept_for_adapters_of_the_same_form_only() -> None:
     layouts = Layouts(TINY_BASE.modules, 1024)
     module = "model.layers.0.self_attn.q_proj"
 

@@ -45,47 +45,47 @@ class Placement:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each row of an adapter goes, counted from its own first page; the same for all adapters of one shape.
+    """Where each row of an adapter goes, counted from its own first page; the same for all adapters of one form.
 
     Shapes: T rows, those of A then those of B of each module; M modules of the base, R the largest rank
+        runs                   [2 · modules, 4], what ``copy_rows`` takes
         row_pages, row_begins  [T] page of each row and its first element there
-        a_rows, b_rows         [M, R] which row is rank j of module m; T where there is none
-        ranks                  [M] int32
-        module_indices         the place in the base's manifest of each of the adapter's modules
-        runs                   what ``copy_rows`` takes, but for where each run begins in a pack
+        rank_rows              [2, M, R] which row is rank j of A, and of B, of module m; T where there is none
+        ranks, scalings        [M] int32 and fp32, shared by all adapters of this layout
     """
 
     num_pages: int
+    runs: Ints
     row_pages: Ints
     row_begins: Ints
-    a_rows: Ints
-    b_rows: Ints
-    ranks: NDArray[np.int32]
-    module_indices: list[int]
-    runs: Ints
+    rank_rows: Ints
+    ranks: Tensor
+    scalings: Tensor
 
 
 class Layouts:
-    """Lays adapters of one base out in pages of ``page_elements``. Any thread.
+    """Lays adapters of one base out in pages of ``page_elements`` on ``device``. Any thread.
 
-    People's adapters come in a few shapes, and a layout depends on nothing else, so those seen last are kept.
+    People's adapters come in few forms, and a layout depends on nothing else, so those made last are kept.
     """
 
-    def __init__(self, shapes: Mapping[str, ModuleShape], page_elements: int) -> None:
+    def __init__(
+        self, shapes: Mapping[str, ModuleShape], page_elements: int, device: str | torch.device = "cpu"
+    ) -> None:
+        self._device = device
         self._shapes = dict(shapes)
         self._indices = {name: index for index, name in enumerate(shapes)}
         self._page_elements = page_elements
-        self._kept: dict[tuple[object, ...], Layout] = {}
+        self._kept: dict[tuple[PackedModule, ...], Layout] = {}
 
-    def layout_of(self, modules: Sequence[PackedModule]) -> Layout:
+    def layout_of(self, modules: tuple[PackedModule, ...]) -> Layout:
         """Return where the rows of ``modules`` go; raises ``AdapterRefused`` when they do not fit the base."""
-        key = tuple((m.name, m.rank, m.in_features, m.out_features, m.a_dtype, m.b_dtype) for m in modules)
-        found = self._kept.get(key)
+        found = self._kept.get(modules)
         if found is None:
             found = self._lay_out(modules)
             if len(self._kept) >= _LAYOUTS_KEPT_MAX:
                 self._kept.pop(next(iter(self._kept)), None)
-            self._kept[key] = found
+            self._kept[modules] = found
         return found
 
     def _lay_out(self, modules: Sequence[PackedModule]) -> Layout:
@@ -95,24 +95,23 @@ class Layouts:
         num_pages, pages, begins = place([(num_rows, length) for _, num_rows, length, _ in runs], self._page_elements)
         firsts = np.cumsum([0, *(num_rows for _, num_rows, _, _ in runs)])
         rank_max = max((module.rank for module in modules), default=0)
-        a_rows = np.full((len(self._indices), rank_max), len(pages), dtype=np.int64)
-        b_rows = a_rows.copy()
+        rank_rows = np.full((2, len(self._indices), rank_max), len(pages), dtype=np.int64)
         ranks = np.zeros(len(self._indices), dtype=np.int32)
-        indices = [self._indices[module.name] for module in modules]
-        for position, (m, module) in enumerate(zip(indices, modules, strict=True)):
-            ranks[m] = module.rank
-            for side, rows in enumerate((a_rows, b_rows)):
+        scalings = np.zeros(len(self._indices), dtype=np.float32)
+        for position, module in enumerate(modules):
+            m = self._indices[module.name]
+            ranks[m], scalings[m] = module.rank, module.scaling
+            for side in (0, 1):
                 first = firsts[2 * position + side]
-                rows[m, : module.rank] = np.arange(first, first + module.rank)
+                rank_rows[side, m, : module.rank] = np.arange(first, first + module.rank)
         return Layout(
             num_pages=num_pages,
+            runs=np.array(runs, dtype=np.int64).reshape(-1, 4),
             row_pages=pages,
             row_begins=begins,
-            a_rows=a_rows,
-            b_rows=b_rows,
-            ranks=ranks,
-            module_indices=indices,
-            runs=np.array(runs, dtype=np.int64).reshape(-1, 4),
+            rank_rows=rank_rows,
+            ranks=torch.from_numpy(ranks).to(self._device),
+            scalings=torch.from_numpy(scalings).to(self._device),
         )
 
     def _check(self, module: PackedModule) -> None:
@@ -161,35 +160,30 @@ def place(runs: Sequence[tuple[int, int]], page_elements: int) -> tuple[int, Int
     return len(used), np.concatenate([none, *(p for p, _ in places)]), np.concatenate([none, *(b for _, b in places)])
 
 
-def install(
-    layout: Layout, modules: Sequence[PackedModule], pack: memoryview, pages: Sequence[int], arena: Arena
-) -> Placement:
-    """Copy the rows of ``modules`` from their pack into ``pages``, cast once, and return where they lie now.
+def install(layout: Layout, pack: memoryview, pages: Sequence[int], arena: Arena) -> Placement:
+    """Copy the rows of a pack of this layout into ``pages``, cast once, and return where they lie now.
 
     On a CPU rows go straight to the arena. What no row takes of the pages is left as it was: nobody reads it.
     """
     firsts = np.asarray(pages, dtype=np.int64) * arena.page_elements
-    offsets = firsts[layout.row_pages] + layout.row_begins
-    source, runs = np.frombuffer(pack, dtype=np.uint8), layout.runs.copy()
-    runs[:, 0] = [begin for module in modules for begin in (module.a_offset, module.b_offset)]
-    if arena.memory.device.type == "cpu":
-        copy_rows(source, runs, offsets, arena.memory)
+    # One more for what is beyond a module's rank.
+    offsets = np.zeros(len(layout.row_pages) + 1, dtype=np.int64)
+    places = np.add(firsts[layout.row_pages], layout.row_begins, out=offsets[:-1])
+    source, device = np.frombuffer(pack, dtype=np.uint8), arena.memory.device
+    if device.type == "cpu":
+        copy_rows(source, layout.runs, places, arena.memory)
     else:
         image = torch.zeros(layout.num_pages * arena.page_elements, dtype=arena.memory.dtype)
-        copy_rows(source, runs, layout.row_pages * arena.page_elements + layout.row_begins, image)
+        copy_rows(source, layout.runs, layout.row_pages * arena.page_elements + layout.row_begins, image)
         arena.write(pages, image.view(layout.num_pages, arena.page_elements))
-    # One more row for what is beyond a module's rank.
-    offsets = np.append(offsets, 0)
-    scalings = np.zeros(len(layout.ranks), dtype=np.float32)
-    scalings[layout.module_indices] = [module.scaling for module in modules]
-    device = arena.memory.device
+    of_ranks = torch.from_numpy(offsets[layout.rank_rows]).to(device)
     return Placement(
         pages=tuple(pages),
         size_bytes=len(pages) * arena.page_bytes,
-        a_offsets=torch.from_numpy(offsets[layout.a_rows]).to(device),
-        b_offsets=torch.from_numpy(offsets[layout.b_rows]).to(device),
-        ranks=torch.from_numpy(layout.ranks.copy()).to(device),
-        scalings=torch.from_numpy(scalings).to(device),
+        a_offsets=of_ranks[0],
+        b_offsets=of_ranks[1],
+        ranks=layout.ranks,
+        scalings=layout.scalings,
     )
 
 

@@ -24,7 +24,7 @@ class Residents:
 
     def __init__(self, manifest: BaseManifest, arena: Arena, num_pages_max: int) -> None:
         self._manifest = manifest
-        self._layouts = Layouts(manifest.modules, arena.page_elements)
+        self._layouts = Layouts(manifest.modules, arena.page_elements, arena.memory.device)
         self._arena = arena
         self._num_pages_max = num_pages_max
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Residents:
             )
         pages = arena.alloc(layout.num_pages, PageUse.ADAPTER, self._num_pages_max)
         try:
-            placement = install(layout, header.modules, pack, pages, arena)
+            placement = install(layout, pack, pages, arena)
             with self._lock:
                 is_first = self._placed.setdefault(key, placement) is placement
         except BaseException:
