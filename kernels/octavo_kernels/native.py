@@ -25,6 +25,7 @@ _ERRORS = {
     4: "an offset lies outside the arena",
     5: "a context is shorter than its query or longer than its pages",
     6: "dtype has no compiled kernel",
+    7: "torch could not compute a product",
 }
 # ctypes codes: i int, q int64, p address, f float. Order as in native_cpu/library.cpp.
 _SIGNATURES = {
@@ -34,6 +35,7 @@ _SIGNATURES = {
     "octavo_write_kv": "qpqpqqpqqpqqqqq",
     "octavo_paged_attention": "ipqqpqpqpqqqqfqfp",
     "octavo_copy_rows": "ipqpqppq",
+    "octavo_decoder_layer": "ippppp",
     "octavo_rms_norm": "ipqpfipqq",
     "octavo_gate": "iipqpqpqq",
     "octavo_largest": "ipqppqq",
@@ -58,6 +60,7 @@ class NativeKernels:
         self._write_kv = library.octavo_write_kv
         self._paged_attention = library.octavo_paged_attention
         self._copy_rows = library.octavo_copy_rows
+        self._decoder_layer = library.octavo_decoder_layer
         self._rms_norm = library.octavo_rms_norm
         self._gate = library.octavo_gate
         self._largest = library.octavo_largest
@@ -203,6 +206,19 @@ class NativeKernels:
                 target.numel(),
             )
         )
+
+    def decoder_layer(
+        self,
+        kind: int,
+        functions: "ctypes.Array[ctypes.c_void_p]",
+        layer: ctypes.Structure,
+        step: ctypes.Structure,
+        x: Tensor,
+        out: Tensor,
+    ) -> None:
+        """See ``decoder_layer.DecoderLayer.run``."""
+        layer_at, step_at = ctypes.addressof(layer), ctypes.addressof(step)
+        _raise_for(self._decoder_layer(kind, functions, layer_at, step_at, x.data_ptr(), out.data_ptr()))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, form: int) -> Tensor:
         """See ``pointwise.rms_norm``."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.breakdown import Breakdown
 from bench.ceilings import PackedProducts, copy_gb_s, memcpy_ms
 from bench.rig import Rig, Run
 from octavo_shared.manifest import ModuleShape
@@ -79,6 +80,10 @@ class Profile:
             self.add(f"{case.name}_step_ms", float(np.median(run.decode_ms)))
             if case.name == "base":
                 self._floor(case)
+        report("where a step goes")
+        for case in self.cases:
+            if case.name in ("base", "mixed"):
+                self._break_down(case)
         report("ceilings and loads")
         self._ceilings()
         self._loads()
@@ -91,6 +96,13 @@ class Profile:
     def _run(self, case: Case) -> Run:
         self.rig.make_resident(case.residents)
         return self.rig.run(case.prompts, case.keys, self.num_new_tokens)
+
+    def _break_down(self, case: Case) -> None:
+        found = Breakdown(len(case.prompts))
+        with found.watching():
+            self._run(case)
+        for part, part_ms in found.median_ms().items():
+            self.add(f"{case.name}_{part}_ms", part_ms)
 
     def _floor(self, case: Case) -> None:
         floor_ms = self.products.pass_ms(len(case.prompts), _NUM_REPEATS, with_head=True)

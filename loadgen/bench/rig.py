@@ -119,7 +119,7 @@ class Rig:
             step_started = time.perf_counter()
             events = self.engine.step()
             step_ms = (time.perf_counter() - step_started) * 1e3
-            if _is_full_decode(events, len(prompts)):
+            if is_full_decode(events, len(prompts)):
                 decode_ms.append(step_ms)
             for event in events:
                 if isinstance(event, TokensDecoded):
@@ -137,6 +137,7 @@ class Rig:
         return key
 
 
-def _is_full_decode(events: Sequence[StepEvent], num_requests: int) -> bool:
+def is_full_decode(events: Sequence[StepEvent], num_requests: int) -> bool:
+    """Tell whether a step gave every request one more token and read no prompt."""
     decoded = [event for event in events if isinstance(event, TokensDecoded)]
     return len(decoded) == num_requests and all(event.first_index > 0 for event in decoded)

@@ -171,7 +171,8 @@ def _tight_engine(base: BaseModel, adapters: Sequence[Packed], draw: random.Rand
     for adapter in adapters:
         adapter.install(roomy)
     sizes = [size_bytes // roomy.load().page_bytes for _, size_bytes, _ in roomy.residency()]
-    longest = base.kv_shape.num_pages(PROMPT_TOKENS_MAX + ANSWER_TOKENS_MAX)
+    num_tokens = PROMPT_TOKENS_MAX + ANSWER_TOKENS_MAX
+    longest = base.kv_shape.num_pages_max(num_tokens, num_tokens)
     num_kv_pages, num_running_max = longest + draw.randint(0, 12), draw.randint(2, 24)
     limits = EngineLimits(
         num_running_max=num_running_max,

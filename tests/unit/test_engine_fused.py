@@ -35,7 +35,7 @@ def _fused(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, int]:
     """Return a copy of ``module`` with linears replaced and fused, and how many modules were."""
     own = copy.deepcopy(module)
     replace_linears(own, None, StepContext(KvShape((None,), 1, 16)))
-    return own, fuse(own, CPU, dtype)
+    return own, len(fuse(own, CPU, dtype))
 
 
 def _near(got: Tensor, expected: Tensor) -> None:

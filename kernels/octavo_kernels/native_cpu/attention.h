@@ -247,4 +247,21 @@ int paged_attention(const T* q, int64_t q_row, int64_t q_head, const T* arena, i
   return OK;
 }
 
+// Copies bytes, so it serves every dtype; pitches are in elements.
+inline int write_kv(int64_t element_bytes, char* arena, int64_t arena_len, const char* k, int64_t k_row, int64_t k_head,
+                    const char* v, int64_t v_row, int64_t v_head, const int64_t* offsets, int64_t layer_offset,
+                    int64_t page_tokens, int64_t n, int64_t heads, int64_t dim) {
+  int64_t plane = page_tokens * dim, values = heads * plane;
+  int64_t last = layer_offset + values + (heads - 1) * plane + dim;
+  for (int64_t i = 0; i < n; i++)
+    if (layer_offset < 0 || offsets[i] < 0 || offsets[i] > arena_len - last) return BAD_OFFSET;
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t head = 0; head < heads; head++) {
+      char* to = arena + (offsets[i] + layer_offset + head * plane) * element_bytes;
+      std::memcpy(to, k + (i * k_row + head * k_head) * element_bytes, dim * element_bytes);
+      std::memcpy(to + values * element_bytes, v + (i * v_row + head * v_head) * element_bytes, dim * element_bytes);
+    }
+  return OK;
+}
+
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "copying.h"
+#include "decoder_layer.h"
 #include "pointwise.h"
 #include "rows.h"
 
@@ -36,21 +37,11 @@ int octavo_adapt(int type, const void* x, int64_t x_pitch, const void* arena, in
   return BAD_TYPE;
 }
 
-// Copies bytes, so it serves every dtype; pitches are in elements.
 int octavo_write_kv(int64_t element_bytes, char* arena, int64_t arena_len, const char* k, int64_t k_row, int64_t k_head,
                     const char* v, int64_t v_row, int64_t v_head, const int64_t* offsets, int64_t layer_offset,
                     int64_t page_tokens, int64_t n, int64_t heads, int64_t dim) {
-  int64_t plane = page_tokens * dim, values = heads * plane;
-  int64_t last = layer_offset + values + (heads - 1) * plane + dim;
-  for (int64_t i = 0; i < n; i++)
-    if (layer_offset < 0 || offsets[i] < 0 || offsets[i] > arena_len - last) return BAD_OFFSET;
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t head = 0; head < heads; head++) {
-      char* to = arena + (offsets[i] + layer_offset + head * plane) * element_bytes;
-      std::memcpy(to, k + (i * k_row + head * k_head) * element_bytes, dim * element_bytes);
-      std::memcpy(to + values * element_bytes, v + (i * v_row + head * v_head) * element_bytes, dim * element_bytes);
-    }
-  return OK;
+  return write_kv(element_bytes, arena, arena_len, k, k_row, k_head, v, v_row, v_head, offsets, layer_offset, page_tokens,
+                  n, heads, dim);
 }
 
 int octavo_paged_attention(int type, const void* q, int64_t q_row, int64_t q_head, const void* arena, int64_t arena_len,
@@ -109,6 +100,13 @@ int octavo_rotate(int type, const void* q, int64_t q_row, int64_t q_head, int64_
                   (const float*)cos, (const float*)sin, (float*)out, n, dim);
   else return BAD_TYPE;
   return OK;
+}
+
+int octavo_decoder_layer(int type, const Torch* torch, const DecoderLayer* layer, const LayerStep* step, const void* x,
+                         void* out) {
+  if (type == BF16) return decoder_layer(*torch, *layer, *step, (const bf16*)x, (bf16*)out);
+  if (type == FP32) return decoder_layer(*torch, *layer, *step, (const float*)x, (float*)out);
+  return BAD_TYPE;
 }
 
 int octavo_num_threads() { return (int)num_threads(); }

@@ -19,6 +19,7 @@ from octavo_worker.model.context import StepContext, StepInputs, UnsupportedBase
 from octavo_worker.model.experts import replace_experts
 from octavo_worker.model.fingerprint import fingerprint_of
 from octavo_worker.model.fused import fuse
+from octavo_worker.model.fused_layers import fuse_layers
 from octavo_worker.model.kv_shape import KvShape
 from octavo_worker.model.linear import MultiAdapterLinear, replace_linears
 from octavo_worker.model.packed_run import run_packed
@@ -107,8 +108,9 @@ def _adopt(model: PreTrainedModel, folder: Path, fingerprint: Fingerprint, form:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linears = replace_linears(model, head, context)
     replace_experts(model)
-    fuse(model, device, dtype)
+    fused = fuse(model, device, dtype)
     targetable = self_check.check(model, context, expected, dtype, linears)
+    fuse_layers(model, context, fused, expected.prompts)
     if not targetable:
         raise UnsupportedBase("this base has no linear layer that an adapter could be put on")
     if dropped := sorted(linears.keys() - targetable):

@@ -8,11 +8,13 @@ as well, only slower.
 import inspect
 import types
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from octavo_kernels import pointwise
+from octavo_kernels.decoder_layer import NormWeights
 from octavo_kernels.pointwise import Activation, NormForm
 from octavo_worker.model.linear import MultiAdapterLinear
 
@@ -26,24 +28,39 @@ Forward = Callable[..., Tensor]
 """Takes one tensor; called with anything more, it is the module's own."""
 
 
-def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype) -> int:
-    """Give modules of ``model`` a forward of one pass, in place, and return how many; none where there is no such pass.
+@dataclass
+class Fused:
+    """The modules that were recognised, and as what."""
+
+    norms: dict[nn.Module, NormWeights] = field(default_factory=dict)
+    mlps: dict[nn.Module, Activation] = field(default_factory=dict)
+    attentions: set[nn.Module] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.norms) + len(self.mlps) + len(self.attentions)
+
+
+def fuse(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Fused:
+    """Give modules of ``model`` a forward of one pass, in place, and return which; none where there is no such pass.
 
     Called when linears are replaced already: a gated MLP is replaced around them.
     """
+    fused = Fused()
     if not pointwise.is_fused(device, dtype):
-        return 0
-    num_fused = 0
+        return fused
     with torch.inference_mode():
         for module in model.modules():
-            forward = _norm_forward(module, dtype) or _mlp_forward(module, dtype) or _attention_forward(module, dtype)
+            forward = (
+                _norm_forward(module, dtype, fused)
+                or _mlp_forward(module, dtype, fused)
+                or _attention_forward(module, dtype, fused)
+            )
             if forward is not None:
                 module.forward = forward
-                num_fused += 1
-    return num_fused
+    return fused
 
 
-def _norm_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
+def _norm_forward(module: nn.Module, dtype: torch.dtype, fused: Fused) -> Forward | None:
     parameters = dict(module.named_parameters())
     eps = next((value for name in _EPS_NAMES if isinstance(value := getattr(module, name, None), float)), None)
     weight = parameters.get("weight")
@@ -68,10 +85,13 @@ def _norm_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
     # Forms that differ in rounding only are both near; the nearest is the module's own.
     distances = {form: _distance(normed(form)(rows), expected) for form in NormForm}
     form = min(distances, key=lambda form: distances[form])
-    return normed(form) if distances[form] <= _tolerance(dtype) else None
+    if not distances[form] <= _tolerance(dtype):
+        return None
+    fused.norms[module] = NormWeights(frozen, form, eps)
+    return normed(form)
 
 
-def _mlp_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
+def _mlp_forward(module: nn.Module, dtype: torch.dtype, fused: Fused) -> Forward | None:
     gate_proj, up_proj, down_proj = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if not isinstance(gate_proj, MultiAdapterLinear) or not callable(up_proj) or not callable(down_proj):
         return None
@@ -96,10 +116,13 @@ def _mlp_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:
         return None
     distances = {activation: _distance(gated(activation)(rows), expected) for activation in Activation}
     activation = min(distances, key=lambda activation: distances[activation])
-    return gated(activation) if distances[activation] <= _tolerance(dtype) else None
+    if not distances[activation] <= _tolerance(dtype):
+        return None
+    fused.mlps[module] = activation
+    return gated(activation)
 
 
-def _attention_forward(module: nn.Module, dtype: torch.dtype) -> Callable[..., object] | None:
+def _attention_forward(module: nn.Module, dtype: torch.dtype, fused: Fused) -> Callable[..., object] | None:
     """Return the module's own forward, with one function that it calls by name replaced, for this module only."""
     forward = type(module).forward
     original = getattr(forward, "__globals__", {}).get(_ROTARY)
@@ -111,6 +134,7 @@ def _attention_forward(module: nn.Module, dtype: torch.dtype) -> Callable[..., o
     names = {**forward.__globals__, _ROTARY: _rotary(original)}
     own = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
     own.__kwdefaults__ = forward.__kwdefaults__
+    fused.attentions.add(module)
     return types.MethodType(own, module)
 
 

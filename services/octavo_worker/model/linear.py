@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo_kernels import ops
+from octavo_kernels.decoder_layer import ProductWeights
 from octavo_worker.model.context import StepContext
 
 _ROWS_HINT = 64
@@ -41,9 +42,15 @@ class PackedWeight:
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self._is_packed = _can_pack(weight)
+        self._features = (weight.shape[1], weight.shape[0])
         # Not parameters: a packed tensor is opaque to everything that walks over parameters.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if self._is_packed else weight
         self._bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
+
+    @property
+    def product(self) -> ProductWeights | None:
+        """What computes the same without this object; None where the weights are not laid out for oneDNN."""
+        return ProductWeights(self._weight, self._bias, *self._features) if self._is_packed else None
 
     def project(self, rows: Tensor) -> Tensor:
         """Map ``rows`` [N, in_features] to [N, out_features]."""
@@ -87,6 +94,16 @@ class SiblingLinears:
         self._input: Tensor | None = None
         self._parts: dict[int, Tensor] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full names of the linears, in the order of their outputs."""
+        return self._names
+
+    @property
+    def product(self) -> ProductWeights | None:
+        """All linears as one product, if it may be computed elsewhere; see ``PackedWeight.product``."""
+        return self._packed.product
+
     def part(self, index: int, x: Tensor) -> Tensor:
         """Return what linear ``index`` maps ``x`` [..., in_features] to, adapters included."""
         if self._input is not x or index not in self._parts:
@@ -122,6 +139,11 @@ class MultiAdapterLinear(nn.Module):
         self.out_features = linear.out_features
         self._siblings = siblings
         self._index = index
+
+    @property
+    def siblings(self) -> SiblingLinears:
+        """The linears that it is computed with."""
+        return self._siblings
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [..., in_features] to [..., out_features]; rows may be further apart than they are wide."""

@@ -99,10 +99,10 @@ def _check_distance(model: PreTrainedModel, context: StepContext, expected: Expe
     more than rounding does. So what is too far off may try once more, choosing the experts that the unmodified model
     chose.
     """
-    distance = _distance(expected, _in_two_chunks(model, context, expected.prompts, dtype))
+    distance = _distance(expected, run_in_two_chunks(model, context, expected.prompts, dtype))
     # Written so that NaN refuses too.
     if not distance <= _TOLERANCE[dtype] and expected.routes:
-        distance = _distance(expected, _in_two_chunks(model, context, expected.prompts, dtype, expected.routes))
+        distance = _distance(expected, run_in_two_chunks(model, context, expected.prompts, dtype, expected.routes))
     if not distance <= _TOLERANCE[dtype]:
         raise UnsupportedBase(
             f"this base computes something else packed than alone: relative distance {distance:.2g} of logits, "
@@ -136,12 +136,12 @@ def _check_neighbours(model: PreTrainedModel, context: StepContext, expected: Ex
 def _has_equal_bits(model: PreTrainedModel, context: StepContext, expected: Expectation, dtype: torch.dtype) -> bool:
     # Windows do not matter here, so the prompts may be short.
     prompts = [prompt[:length] for prompt, length in zip(expected.prompts, _LENGTHS, strict=True)]
-    together = _in_two_chunks(model, context, prompts, dtype)
+    together = run_in_two_chunks(model, context, prompts, dtype)
     # One token throughout sends all the neighbour's rows to the same experts, which leaves the others almost empty.
     for replace in (_other_tokens, _one_token):
         for index in range(len(prompts)):
             beside = [p if i == index else replace(p, expected.vocab_size) for i, p in enumerate(prompts)]
-            if not torch.equal(_in_two_chunks(model, context, beside, dtype)[index], together[index]):
+            if not torch.equal(run_in_two_chunks(model, context, beside, dtype)[index], together[index]):
                 return False
     return True
 
@@ -158,7 +158,7 @@ def _one_token(prompt: Tensor, vocab_size: int) -> Tensor:
     return torch.full_like(prompt, (int(prompt[0]) + 1) % vocab_size)
 
 
-def _in_two_chunks(
+def run_in_two_chunks(
     model: PreTrainedModel,
     context: StepContext,
     prompts: Sequence[Tensor],

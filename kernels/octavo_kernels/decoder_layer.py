@@ -1,0 +1,220 @@
+"""A whole pre-norm decoder layer in one call on a CPU: the same kernels, without Python between them.
+
+Bit for bit what the modules compute one after the other. The products are torch's own, reached through the plain C
+interface that torch keeps for compiled models; a torch without it has no layers in one call, and serves as well.
+"""
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo_kernels.layout import KvTable, LayoutError, RowGroups, RowTable
+from octavo_kernels.native import TYPES, load_native
+from octavo_kernels.pointwise import Activation, NormForm
+
+_TORCH_FUNCTIONS = (
+    "aoti_torch_create_tensor_from_blob",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_cpu__linear_pointwise",
+)
+"""In the order of ``Torch`` in native_cpu/decoder_layer.h."""
+_DELETE_TENSOR = 2
+_NUM_MODULES = 7
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """A root mean square norm; see ``pointwise.rms_norm``."""
+
+    weight: Tensor
+    form: NormForm
+    eps: float
+
+
+@dataclass(frozen=True)
+class ProductWeights:
+    """``x Wᵀ + bias`` with a weight that torch has laid out for oneDNN."""
+
+    weight: Tensor
+    bias: Tensor | None
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """What a layer is made of; q, k and v are one product, gate and up another.
+
+    ``window`` None: all tokens are seen. ``layer_offset`` as in ``ops.write_kv``.
+    """
+
+    input_norm: NormWeights
+    inner_norm: NormWeights
+    qkv: ProductWeights
+    o: ProductWeights
+    gate_up: ProductWeights
+    down: ProductWeights
+    activation: Activation
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scaling: float
+    window: int | None
+    layer_offset: int
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("in_features", ctypes.c_int64),
+        ("out_features", ctypes.c_int64),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("form", ctypes.c_int64), ("eps", ctypes.c_double))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", _Norm),
+        ("inner_norm", _Norm),
+        ("qkv", _Product),
+        ("o", _Product),
+        ("gate_up", _Product),
+        ("down", _Product),
+        ("activation", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("layer_offset", ctypes.c_int64),
+        ("scaling", ctypes.c_double),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("n", ctypes.c_int64),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("arena", ctypes.c_void_p),
+        ("arena_len", ctypes.c_int64),
+        ("kv", ctypes.c_void_p),
+        ("token_offsets", ctypes.c_void_p),
+        ("groups", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p * _NUM_MODULES),
+    )
+
+
+@functools.cache
+def _torch_functions() -> "ctypes.Array[ctypes.c_void_p] | None":
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _TORCH_FUNCTIONS]
+    except (OSError, AttributeError):
+        return None
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def is_available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether layers of ``dtype`` on ``device`` can be computed in one call here."""
+    if device.type != "cpu" or dtype not in TYPES or load_native() is None:
+        return False
+    return _torch_functions() is not None and hasattr(torch._C, "_aoti")
+
+
+class DecoderLayer:
+    """One layer of a base. Its weights must not change; what it holds of them is given back with it."""
+
+    def __init__(self, weights: LayerWeights) -> None:
+        functions, native = _torch_functions(), load_native()
+        if functions is None or native is None:
+            raise LayoutError("this torch, or this machine, has no layers in one call")
+        self._functions, self._native = functions, native
+        self._delete_tensor = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(functions[_DELETE_TENSOR] or 0)
+        self._weights = weights
+        self._dtype = weights.input_norm.weight.dtype
+        self._hidden = weights.qkv.in_features
+        self._layer = _Layer(
+            input_norm=_norm(weights.input_norm),
+            inner_norm=_norm(weights.inner_norm),
+            qkv=self._product(weights.qkv),
+            o=self._product(weights.o),
+            gate_up=self._product(weights.gate_up),
+            down=self._product(weights.down),
+            activation=int(weights.activation),
+            heads=weights.num_heads,
+            kv_heads=weights.num_kv_heads,
+            dim=weights.head_dim,
+            window=weights.window or 0,
+            layer_offset=weights.layer_offset,
+            scaling=weights.scaling,
+        )
+
+    def _product(self, product: ProductWeights) -> _Product:
+        bias = self._handle(product.bias) if product.bias is not None else None
+        return _Product(self._handle(product.weight), bias, product.in_features, product.out_features)
+
+    def _handle(self, tensor: Tensor) -> int:
+        """Return the address of a torch tensor object of C++, which lives as long as this layer."""
+        capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+        get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+        address: int = get_pointer(capsule, None)
+        weakref.finalize(self, self._delete_tensor, address)
+        return address
+
+    def run(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        arena: Tensor,
+        kv: KvTable,
+        token_offsets: Tensor,
+        groups: RowGroups,
+        tables: Sequence[RowTable | None],
+    ) -> Tensor:
+        """Return what the layer makes of N rows; writes their keys and values into the arena.
+
+        Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; token_offsets [N] as in
+        ``ops.write_kv``; tables of q, k, v, o, gate, up and down, None where no adapter targets the module.
+
+        Raises: LayoutError, and nothing is known then of the arena's rows for these tokens.
+        """
+        num_rows, dim = x.shape[0], self._weights.head_dim
+        if x.shape != (num_rows, self._hidden) or cos.shape != (num_rows, dim) or sin.shape != cos.shape:
+            raise LayoutError(f"layer: {tuple(x.shape)} rows and {tuple(cos.shape)} angles do not fit the layer")
+        if any(t.dtype != self._dtype or t.is_cuda or not t.is_contiguous() for t in (x, cos, sin, arena)):
+            raise LayoutError(f"layer: x, cos, sin and the arena must be contiguous {self._dtype} on the CPU")
+        if token_offsets.shape != (num_rows,) or token_offsets.dtype != torch.int64 or len(tables) != _NUM_MODULES:
+            raise LayoutError("layer: one int64 offset for each row and a table for each module wanted")
+        if kv.num_kv_heads != self._weights.num_kv_heads or kv.head_dim != dim:
+            raise LayoutError("layer: keys and values lie in other heads than the layer has")
+        out = torch.empty_like(x)
+        step = _Step(
+            num_rows,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            arena.data_ptr(),
+            arena.numel(),
+            ctypes.addressof(kv.words),
+            token_offsets.data_ptr(),
+            ctypes.addressof(groups.words),
+            (ctypes.c_void_p * _NUM_MODULES)(*(ctypes.addressof(t.words) if t is not None else None for t in tables)),
+        )
+        self._native.decoder_layer(TYPES[self._dtype], self._functions, self._layer, step, x, out)
+        return out
+
+
+def _norm(norm: NormWeights) -> _Norm:
+    return _Norm(norm.weight.data_ptr(), int(norm.form), norm.eps)

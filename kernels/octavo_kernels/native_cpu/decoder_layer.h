@@ -1,0 +1,133 @@
+// A whole pre-norm decoder layer in one call: the same kernels in the same order, with nothing between them.
+//
+// The products are oneDNN's, as torch calls them: through torch's plain C interface for compiled models, whose functions
+// are handed in by decoder_layer.py.
+#pragma once
+
+#include "attention.h"
+#include "pointwise.h"
+#include "rows.h"
+
+namespace {
+
+typedef void* Tensor;  // a torch tensor
+struct Torch {
+  int32_t (*create_from_blob)(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t, int32_t, Tensor*);
+  int32_t (*get_data_ptr)(Tensor, void**);
+  int32_t (*delete_tensor)(Tensor);
+  int32_t (*linear)(Tensor, Tensor, Tensor*, const char*, const double**, int64_t, const char**, Tensor*);
+};
+
+struct Product { Tensor weight, bias; int64_t in, out; };
+struct Norm { const void* weight; int64_t form; double eps; };
+struct DecoderLayer {
+  Norm input_norm, inner_norm;
+  Product qkv, o, gate_up, down;
+  int64_t activation, heads, kv_heads, dim, window, layer_offset;
+  double scaling;
+};
+// Tables of the adapters, none where nobody targets a module: q, k, v, o, gate, up, down.
+struct LayerStep {
+  int64_t n;
+  const void *cos, *sin;
+  void* arena;
+  int64_t arena_len;
+  const Kv* kv;
+  const int64_t* token_offsets;
+  const Groups* groups;
+  const Table* tables[7];
+};
+
+template <class T> int32_t torch_dtype();
+template <> inline int32_t torch_dtype<bf16>() { return 15; }
+template <> inline int32_t torch_dtype<float>() { return 6; }
+
+// What a product wrote; torch's memory, given back at the end of its life.
+template <class T> struct Produced {
+  const Torch& torch;
+  Tensor tensor = nullptr;
+  T* data = nullptr;
+  explicit Produced(const Torch& torch) : torch(torch) {}
+  Produced(const Produced&) = delete;
+  ~Produced() { if (tensor) torch.delete_tensor(tensor); }
+};
+
+// oneDNN sums one row alone in another order, so there are always two (see linear.py); x has room for them.
+template <class T> bool project_all(const Torch& torch, const Product& product, T* x, int64_t n, Produced<T>& y) {
+  int64_t rows = std::max<int64_t>(n, 2), sizes[2] = {rows, product.in}, strides[2] = {product.in, 1};
+  if (n < 2) std::memset(x + n * product.in, 0, (2 - n) * product.in * sizeof(T));
+  Tensor input = nullptr;
+  if (torch.create_from_blob(x, 2, sizes, strides, 0, torch_dtype<T>(), 0, 0, &input)) return false;
+  Tensor weight = product.weight, bias = product.bias;
+  const char* algorithm = "";
+  bool is_done = !torch.linear(input, weight, bias ? &bias : nullptr, "none", nullptr, 0, &algorithm, &y.tensor);
+  torch.delete_tensor(input);
+  void* data = nullptr;
+  if (!is_done || torch.get_data_ptr(y.tensor, &data)) return false;
+  y.data = (T*)data;
+  return true;
+}
+
+template <class T> void add(const T* a, const T* b, T* out, int64_t n, int64_t width) {
+  each_row(n, width, [&](int64_t i) {
+    each_lanes(width, [&](int64_t k, int64_t m) {
+      store_some(out + i * width + k, load_some(a + i * width + k, m) + load_some(b + i * width + k, m), m);
+    });
+  });
+}
+
+template <class T> int adapt_some(const LayerStep& s, const T* x, int64_t h, Part* parts, int64_t count) {
+  int64_t used = 0;
+  for (int64_t i = 0; i < count; i++)
+    if (parts[i].table) parts[used++] = parts[i];
+  if (!used) return OK;
+  return adapt(x, h, (const T*)s.arena, s.arena_len, *s.groups, parts, used, s.n, h);
+}
+
+template <class T> int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s, const T* x, T* out) {
+  int64_t n = s.n, hidden = l.qkv.in, inner = l.down.in, dim = l.dim, turned_heads = l.heads + l.kv_heads;
+  int64_t attended_width = l.heads * dim, turned_width = turned_heads * dim, qkv_width = l.qkv.out, rows = std::max<int64_t>(n, 2);
+  int64_t sizes[] = {rows * hidden, rows * turned_width, rows * attended_width, rows * inner, rows * hidden};
+  T* buffers[5];
+  for (int i = 0; i < 5; i++) buffers[i] = (T*)aligned(scratch(3 + i, (sizes[i] * sizeof(T) + 3) / sizeof(float) + 16));
+  T *normed = buffers[0], *turned = buffers[1], *attended = buffers[2], *gated = buffers[3], *between = buffers[4];
+
+  rms_norm(x, hidden, (const T*)l.input_norm.weight, (float)l.input_norm.eps, (int)l.input_norm.form, normed, n, hidden);
+  {
+    Produced<T> qkv(torch), o(torch);
+    if (!project_all(torch, l.qkv, normed, n, qkv)) return BAD_PRODUCT;
+    T *q = qkv.data, *k = q + attended_width, *v = k + l.kv_heads * dim;
+    Part parts[] = {{s.tables[0], q, qkv_width, attended_width},
+                    {s.tables[1], k, qkv_width, l.kv_heads * dim},
+                    {s.tables[2], v, qkv_width, l.kv_heads * dim}};
+    if (int error = adapt_some(s, normed, hidden, parts, 3)) return error;
+    rotate<T>({q, qkv_width, dim, l.heads}, {k, qkv_width, dim, l.kv_heads}, (const T*)s.cos, (const T*)s.sin, turned, n, dim);
+    if (int error = write_kv(sizeof(T), (char*)s.arena, s.arena_len, (const char*)(turned + attended_width), turned_width, dim,
+                             (const char*)v, qkv_width, dim, s.token_offsets, l.layer_offset, s.kv->page_tokens, n,
+                             l.kv_heads, dim))
+      return error;
+    Attend at{l.layer_offset, l.heads, l.window, (float)l.scaling, 0.0f, nullptr};
+    if (int error = paged_attention((const T*)turned, turned_width, dim, (const T*)s.arena, s.arena_len, *s.kv, at, attended,
+                                    attended_width, dim, n))
+      return error;
+    if (!project_all(torch, l.o, attended, n, o)) return BAD_PRODUCT;
+    Part part = {s.tables[3], o.data, hidden, hidden};
+    if (int error = adapt_some(s, attended, attended_width, &part, 1)) return error;
+    add(x, (const T*)o.data, between, n, hidden);
+  }
+  rms_norm((const T*)between, hidden, (const T*)l.inner_norm.weight, (float)l.inner_norm.eps, (int)l.inner_norm.form, normed, n,
+           hidden);
+  Produced<T> gate_up(torch), down(torch);
+  if (!project_all(torch, l.gate_up, normed, n, gate_up)) return BAD_PRODUCT;
+  T *gates = gate_up.data, *up = gates + inner;
+  Part parts[] = {{s.tables[4], gates, 2 * inner, inner}, {s.tables[5], up, 2 * inner, inner}};
+  if (int error = adapt_some(s, normed, hidden, parts, 2)) return error;
+  gate((int)l.activation, (const T*)gates, 2 * inner, (const T*)up, 2 * inner, gated, n, inner);
+  if (!project_all(torch, l.down, gated, n, down)) return BAD_PRODUCT;
+  Part part = {s.tables[6], down.data, hidden, hidden};
+  if (int error = adapt_some(s, gated, inner, &part, 1)) return error;
+  add((const T*)between, (const T*)down.data, out, n, hidden);
+  return OK;
+}
+
+}  // namespace
