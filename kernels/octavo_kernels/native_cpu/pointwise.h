@@ -123,9 +123,16 @@ template <class T> void largest(const T* x, int64_t x_pitch, float* values, int6
 
 // Minus infinity wherever the bit of `allowed` is not set, or there is none any more.
 inline void forbid(float* row, int64_t width, const uint32_t* allowed, int64_t words) {
-  for (int64_t k = 0; k < width; k++) {
-    if (k % 32 == 0 && k / 32 < words && allowed[k / 32] == 0xffffffffu) k += 31;  // whole words are the common case
-    else if (k / 32 >= words || !(allowed[k / 32] >> k % 32 & 1)) row[k] = -INFINITY;
+  for (int64_t k = 0; k < width; k += 16) {
+    uint32_t some = k / 32 < words ? allowed[k / 32] >> k % 32 & 0xffff : 0;
+    if (some == 0xffff) continue;
+    int64_t m = std::min<int64_t>(16, width - k);
+#ifdef __AVX512F__
+    _mm512_mask_storeu_ps(row + k, (__mmask16)(~some & ((1u << m) - 1)), _mm512_set1_ps(-INFINITY));
+#else
+    for (int64_t lane = 0; lane < m; lane++)
+      if (!(some >> lane & 1)) row[k + lane] = -INFINITY;
+#endif
   }
 }
 
