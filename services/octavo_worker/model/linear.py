@@ -15,7 +15,8 @@ _ROWS_HINT = 64
 _ROWS_MIN = 2
 """oneDNN sums one row alone in another order, in fp32 mostly and in bf16 rarely; from 2 rows to 512 every row was
 measured to have the same bits, at 576 to 8192 features, on one thread and on two."""
-_product = torch.ops.mkldnn._linear_pointwise.default
+_linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""Looked up once; None in a torch that was built without oneDNN."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules of one parent that are given the same input, one right after the other."""
 
@@ -59,7 +60,8 @@ class PackedWeight:
         num_rows = rows.shape[0]
         if num_rows < _ROWS_MIN:
             rows = functional.pad(rows, (0, 0, 0, _ROWS_MIN - num_rows))
-        product: Tensor = _product(rows, self._weight, self._bias, "none", [], "")
+        assert _linear_pointwise is not None, "weights were packed without oneDNN"
+        product: Tensor = _linear_pointwise.default(rows, self._weight, self._bias, "none", [], "")
         return product if num_rows >= _ROWS_MIN else product[:num_rows]
 
 
