@@ -16,7 +16,9 @@ from octavo_loadgen.workload import Arrival
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import now_ms
+from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.permissions import BusRole
 
 _CONNECT_TIMEOUT_S = 10.0
 _ERROR_BYTES_MAX = 64 * 1024
@@ -127,10 +129,16 @@ def _note_message(timeline: Timeline, message: Msg) -> None:
 
 @contextlib.asynccontextmanager
 async def open_client(scenario: Scenario) -> AsyncIterator[Client]:
-    """Yield the client that the scenario's transport names; raises ``DependencyUnavailable`` when NATS is not there."""
+    """Yield the client that the scenario's transport names.
+
+    Raises ``DependencyUnavailable`` when NATS is not there, ``ConfigError`` when the seed file is of no use.
+    """
     load = scenario.load
     if scenario.transport is Transport.NATS:
-        async with Bus(scenario.nats_url, "octavo-loadgen", connect_timeout_s=_CONNECT_TIMEOUT_S) as bus:
+        credentials = read_credentials(BusRole.CLIENT, scenario.nats_seed_file)
+        async with Bus(
+            scenario.nats_url, "octavo-loadgen", connect_timeout_s=_CONNECT_TIMEOUT_S, credentials=credentials
+        ) as bus:
             yield NatsClient(bus, scenario.sampling, load.deadline_s)
     else:
         async with _http(scenario.gateway_url, load) as http:

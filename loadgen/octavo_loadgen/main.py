@@ -24,6 +24,7 @@ from octavo_loadgen.metrics import summary_of
 from octavo_loadgen.report import json_line, print_tables, report_of
 from octavo_loadgen.scenario import Scenario, read_scenario, with_addresses
 from octavo_loadgen.workload import Target, arrivals_of, targets_of
+from octavo_shared.config import ConfigError
 from octavo_shared.errors import DependencyUnavailable, InvalidRequest
 from octavo_shared.telemetry import start_telemetry
 
@@ -58,6 +59,9 @@ def _run(options: argparse.Namespace) -> int:
         run = asyncio.run(_drive(scenario, targets))
     except (InvalidRequest, DependencyUnavailable) as error:
         print(f"octavo-loadgen: {error.message}", file=sys.stderr)
+        return _REFUSED
+    except ConfigError as error:
+        print(f"octavo-loadgen: {error}", file=sys.stderr)
         return _REFUSED
     finally:
         if provider is not None:

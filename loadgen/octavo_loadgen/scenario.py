@@ -109,7 +109,9 @@ class Objectives(_Section, frozen=True, kw_only=True):
 
 
 class Scenario(_Section, frozen=True, kw_only=True):
-    """A whole file. The two addresses may also come from ``OCTAVO_GATEWAY_URL`` and ``OCTAVO_NATS_URL``."""
+    """A whole file. The two addresses may also come from ``OCTAVO_GATEWAY_URL`` and ``OCTAVO_NATS_URL``, the file with
+    the client's nkey seed from ``OCTAVO_NATS_SEED_FILE``.
+    """
 
     name: Name
     load: Load
@@ -119,6 +121,7 @@ class Scenario(_Section, frozen=True, kw_only=True):
     transport: Transport = Transport.HTTP
     gateway_url: str = ""
     nats_url: str = ""
+    nats_seed_file: str = ""
     popularity: Popularity = Popularity()
     sampling: Sampling = Sampling()
     objectives: Objectives = Objectives()
@@ -155,11 +158,13 @@ def parse_scenario(text: str) -> Scenario:
 
 def with_addresses(scenario: Scenario, environ: Mapping[str, str], gateway_url: str, nats_url: str) -> Scenario:
     """Return ``scenario`` with its addresses: the ones given here come first, then its own, then the environment's.
+    So does the seed file.
 
     Raises ``InvalidRequest`` when the one that its transport needs is missing or has another form.
     """
     gateway_url = gateway_url or scenario.gateway_url or environ.get("OCTAVO_GATEWAY_URL", "")
     nats_url = nats_url or scenario.nats_url or environ.get("OCTAVO_NATS_URL", "")
+    seed_file = scenario.nats_seed_file or environ.get("OCTAVO_NATS_SEED_FILE", "")
     if scenario.transport is Transport.HTTP:
         field, url, schemes = "gateway_url", gateway_url, ("http", "https")
     else:
@@ -173,7 +178,7 @@ def with_addresses(scenario: Scenario, environ: Mapping[str, str], gateway_url: 
         is_url = False
     if not is_url:
         raise InvalidRequest(field, f"must be a URL that begins with {' or '.join(f'{one}://' for one in schemes)}")
-    return msgspec.structs.replace(scenario, gateway_url=gateway_url, nats_url=nats_url)
+    return msgspec.structs.replace(scenario, gateway_url=gateway_url, nats_url=nats_url, nats_seed_file=seed_file)
 
 
 def _check(scenario: Scenario) -> None:

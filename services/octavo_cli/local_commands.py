@@ -12,6 +12,7 @@ from octavo_cli.local_base import cache_folder, prepared_base
 from octavo_cli.processes import STOP_SIGNALS, script
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 from octavo_shared.messages.identity import Role
+from octavo_shared.permissions import BusRole, inbox_prefix
 
 _PASSED_ON = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OCTAVO_LOG_LEVEL")
 
@@ -32,10 +33,11 @@ Python, with the openai client:
   print(client.chat.completions.create(model="{model}", max_tokens=32,
         messages=[{{"role": "user", "content": "Hello!"}}]).choices[0].message.content)
 
-Python, straight onto NATS:
+Python, straight onto NATS, as a client that may do nothing else there (pip install 'nats-py[nkeys]'):
   import asyncio, json, nats
   async def main():
-      bus = await nats.connect("{nats}")
+      bus = await nats.connect("{nats}", inbox_prefix="{inbox_prefix}",
+                               nkeys_seed="{seed_file}")
       inbox = bus.new_inbox()
       answers = await bus.subscribe(inbox)
       body = {{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "max_tokens": 32}}
@@ -103,6 +105,8 @@ def _how_to(fleet: LocalFleet) -> str:
         command=script("octavo"),
         url=fleet.gateway_url,
         nats=fleet.nats_url,
+        inbox_prefix=inbox_prefix(BusRole.CLIENT),
+        seed_file=fleet.seed_file(BusRole.CLIENT),
         key=key,
         model=model,
         tenant=tenant,

@@ -15,10 +15,14 @@ _NATS_PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 
 
 class NatsServer:
-    """A JetStream server on loopback; ``sync_interval: always``, as the registry wants it."""
+    """A JetStream server on loopback; ``sync_interval: always``, as the registry wants it.
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    ``authorization`` is that block of its configuration; without one, everybody may do everything.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None, authorization: str = "") -> None:
         self._folder = folder
+        self._authorization = authorization
         self.port = port or free_port()
         self._monitor_port = free_port()
         self.process: Process | None = None
@@ -35,6 +39,7 @@ class NatsServer:
             f"host: 127.0.0.1\nport: {self.port}\nhttp: 127.0.0.1:{self._monitor_port}\n"
             f"max_payload: {_NATS_PAYLOAD_BYTES_MAX}\n"
             f'jetstream {{ store_dir: "{self._folder / "jetstream"}", sync_interval: always }}\n'
+            f"{self._authorization}"
         )
         self.process = Process(
             "nats-server", [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ

@@ -13,16 +13,20 @@ from octavo_cli import registry_commands
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
+from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
 from octavo_cli.options import Gateway, Key, Target
 from octavo_cli.processes import StartFailed
+from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
 from octavo_shared.messages.identity import Role
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Personal adapters on one frozen base model.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Tenants (admin).")
 key_app = typer.Typer(no_args_is_help=True, help="API keys (admin, or an owner in its own tenant).")
+nats_app = typer.Typer(no_args_is_help=True, help="Who may do what on the NATS of a deployment.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_app, name="key")
+app.add_typer(nats_app, name="nats")
 
 Adapter = Annotated[str, typer.Argument(help="tenant/adapter")]
 ReferenceArgument = Annotated[str, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")]
@@ -178,6 +182,19 @@ def key_revoke(key_id: str, gateway: Gateway, key: Key) -> None:
         typer.echo(f"revoked {client.revoke_key(key_id).key_id}")
 
 
+@nats_app.command("config")
+def nats_config() -> None:
+    """Print the authorization block of nats-server's configuration; the server's environment holds the nkeys."""
+    typer.echo(authorization(NKEY_VARIABLES), nl=False)
+
+
+@nats_app.command("keys")
+def nats_keys(folder: Annotated[Path, typer.Argument(help="where the seeds are kept", file_okay=False)]) -> None:
+    """Make the nkey seeds that are not there yet, and print the nkeys as nats-server's environment."""
+    for role, nkey in Seeds(folder).nkeys().items():
+        typer.echo(f"{nkey_variable(role)}={nkey}")
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
     """What a user can cause or meet ends as one sentence and exit code 1; anything else is a bug and shows itself."""
@@ -185,7 +202,7 @@ def _one_sentence() -> Iterator[None]:
         yield
     except (ClientError, OctavoError) as error:
         sys.exit(f"octavo: {error.message} ({error.code})")
-    except StartFailed as error:
+    except (StartFailed, ConfigError) as error:
         sys.exit(f"octavo: {error}")
     except OSError as error:
         sys.exit(f"octavo: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from octavo_cli.local_servers import NatsServer, S3Server
+from octavo_cli.nats_users import Seeds, authorization
 from octavo_cli.processes import Process, StartFailed, answers_http, finish, free_port
+from octavo_shared.permissions import BusRole
 
 _HOST = "127.0.0.1"
 _READY_S = 60.0
@@ -54,7 +56,8 @@ class LocalFleet:
 
     def __init__(self, plan: FleetPlan, report: Report = lambda line: None) -> None:
         self.plan = plan
-        self.nats = NatsServer(plan.folder / "nats")
+        self._seeds = Seeds(plan.folder / "nats" / "seeds")
+        self.nats = NatsServer(plan.folder / "nats", authorization=authorization(self._seeds.nkeys()))
         self.s3 = S3Server(plan.folder / "s3")
         self.gateway_port = plan.gateway_port or free_port()
         self.processes: dict[str, Process] = {}
@@ -71,6 +74,10 @@ class LocalFleet:
     @property
     def nats_url(self) -> str:
         return self.nats.url
+
+    def seed_file(self, role: BusRole) -> Path:
+        """Return the file with the nkey seed that ``role`` connects to NATS with."""
+        return self._seeds.path(role)
 
     @property
     def admin_key_file(self) -> Path:
@@ -93,10 +100,11 @@ class LocalFleet:
         try:
             await self._together(self._start_server("nats", self.nats), self._start_server("s3", self.s3))
             self._make("identity", self._identity_environ())
-            self._make("residency", self._bus_environ())
+            self._make("residency", self._bus_environ(BusRole.RESIDENCY))
             names = ["identity", "residency", *(self._make_worker() for _ in range(self.plan.num_workers))]
             await self._together(*(self._start_service(name) for name in names))
-            self._make("gateway", self._store_environ() | dict(self.plan.gateway_environ), self.gateway_port)
+            gateway_environ = self._store_environ(BusRole.GATEWAY) | dict(self.plan.gateway_environ)
+            self._make("gateway", gateway_environ, self.gateway_port)
             await self._start_service("gateway")
         except BaseException:
             await self.stop()
@@ -193,14 +201,14 @@ class LocalFleet:
             "OCTAVO_LOCAL_BYTES": str(self.plan.local_bytes),
         }
         spin = {key: os.environ.get(key, value) for key, value in _SPIN.items()}
-        self._make(name, self._store_environ() | spin | environ | dict(self.plan.worker_environ))
+        self._make(name, self._store_environ(BusRole.WORKER) | spin | environ | dict(self.plan.worker_environ))
         return name
 
-    def _bus_environ(self) -> dict[str, str]:
-        return {"OCTAVO_NATS_URL": self.nats.url}
+    def _bus_environ(self, role: BusRole) -> dict[str, str]:
+        return {"OCTAVO_NATS_URL": self.nats.url, "OCTAVO_NATS_SEED_FILE": str(self.seed_file(role))}
 
-    def _store_environ(self) -> dict[str, str]:
-        return self._bus_environ() | {
+    def _store_environ(self, role: BusRole) -> dict[str, str]:
+        return self._bus_environ(role) | {
             "OCTAVO_S3_ENDPOINT": self.s3.endpoint,
             "OCTAVO_S3_ACCESS_KEY": self.s3.access_key,
             "OCTAVO_S3_SECRET_KEY": self.s3.secret_key,
@@ -208,7 +216,7 @@ class LocalFleet:
         }
 
     def _identity_environ(self) -> dict[str, str]:
-        return self._store_environ() | {
+        return self._store_environ(BusRole.IDENTITY) | {
             "OCTAVO_IDENTITY_DIR": str(self.plan.folder / "identity"),
             "OCTAVO_ADMIN_KEY_FILE": str(self.admin_key_file),
         }

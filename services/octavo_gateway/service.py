@@ -21,10 +21,12 @@ from octavo_gateway.text import TextStore
 from octavo_gateway.uploads import Transfers
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
+from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import OctavoError
 from octavo_shared.messages.fleet import Heartbeat
 from octavo_shared.messages.generation import LEASE_INTERVAL_MS, Lease
 from octavo_shared.objects import ObjectStore
+from octavo_shared.permissions import BusRole
 from octavo_shared.service import http_server, run_service
 from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
@@ -125,9 +127,13 @@ class Gateway:
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Run a gateway until ``stop`` is set."""
+    credentials = read_credentials(BusRole.GATEWAY, settings.nats_seed_file)
     store = ObjectStore(settings)
     try:
-        async with Bus(settings.nats_url, "gateway") as bus, Gateway(settings, bus, store).running():
+        async with (
+            Bus(settings.nats_url, "gateway", credentials=credentials) as bus,
+            Gateway(settings, bus, store).running(),
+        ):
             await stop.wait()
     finally:
         store.close()

@@ -20,9 +20,11 @@ from octavo_identity.tenancy import Tenancy
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.bus import Bus, Handler
+from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
 from octavo_shared.messages.identity import VERBS
 from octavo_shared.objects import ObjectStore
+from octavo_shared.permissions import BusRole
 from octavo_shared.service import probes, run_service
 from octavo_shared.tasks import end
 from octavo_shared.telemetry import log, tracer
@@ -36,11 +38,12 @@ _START_ATTEMPTS_MAX = 240
 async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     """Run until ``stop`` is set; raises ``ConfigError`` when the deployment secret is damaged or another stream's."""
     ids = Ids(load_secret(settings.identity_dir))
+    credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
     store = ObjectStore(settings)
     staging = Staging(store)
     projection: Projection | None = None
     try:
-        async with Bus(settings.nats_url, "identity") as bus:
+        async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
             projection = Projection(settings.identity_dir / "projection.sqlite")
             following = projection
 

@@ -22,6 +22,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import now_ms
 from octavo_shared.config import BusSettings
+from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable, OctavoError
 from octavo_shared.messages.fleet import (
     HEARTBEAT_TIMEOUT_MS,
@@ -34,6 +35,7 @@ from octavo_shared.messages.fleet import (
     View,
     ViewCommand,
 )
+from octavo_shared.permissions import BusRole
 from octavo_shared.references import WorkerId
 from octavo_shared.service import probes, run_service
 from octavo_shared.tasks import end
@@ -173,7 +175,8 @@ class Residency:
 
 async def serve(settings: BusSettings, stop: asyncio.Event) -> None:
     """Run the residency manager until ``stop`` is set."""
-    async with Bus(settings.nats_url, "residency") as bus:
+    credentials = read_credentials(BusRole.RESIDENCY, settings.nats_seed_file)
+    async with Bus(settings.nats_url, "residency", credentials=credentials) as bus:
         residency = Residency(bus)
         async with probes(settings, lambda: residency.is_ready and bus.is_connected), residency.running():
             log.info("residency_ready")

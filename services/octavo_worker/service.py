@@ -10,9 +10,11 @@ import torch
 
 from octavo_shared.bus import Bus
 from octavo_shared.config import ConfigError
+from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import BaseManifest, ManifestConflict, publish_base
 from octavo_shared.objects import ObjectStore
+from octavo_shared.permissions import BusRole
 from octavo_shared.service import probes, run_service
 from octavo_shared.telemetry import log
 from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
@@ -34,6 +36,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     set_num_threads()
+    credentials = read_credentials(BusRole.WORKER, settings.nats_seed_file)
     is_ready = False
     async with probes(settings, lambda: is_ready):
         base = await asyncio.to_thread(_load, settings)
@@ -44,7 +47,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         gc.freeze()
         store = ObjectStore(settings)
         try:
-            async with Bus(settings.nats_url, f"worker {settings.worker_id}") as bus:
+            async with Bus(settings.nats_url, f"worker {settings.worker_id}", credentials=credentials) as bus:
                 if not await _publish(store, base.manifest, base.tokenizer_json, stop):
                     return
                 worker = Worker(settings, bus, store, engine, base.manifest)

@@ -16,7 +16,10 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from opentelemetry import context as otel_context
 
+from octavo_shared.credentials import BusCredentials
+from octavo_shared.denials import Denials
 from octavo_shared.errors import DependencyUnavailable, InternalError, OctavoError, Refusal, from_refusal
+from octavo_shared.permissions import INBOX, inbox_prefix, is_inbox
 from octavo_shared.tasks import cancellable
 from octavo_shared.telemetry import extract_context, inject_context, log
 
@@ -52,11 +55,22 @@ class Bus:
 
     nats-py awaits a subscription's callback one message at a time, so each message is handed to a task;
     a bounded number runs per subscription, and further messages wait in the client's bounded buffer.
+
+    Without ``credentials`` it connects as nobody, which only an open server lets in.
     """
 
-    def __init__(self, url: str, name: str, drain_timeout_s: float = 10.0, connect_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        drain_timeout_s: float = 10.0,
+        connect_timeout_s: float = 60.0,
+        credentials: BusCredentials | None = None,
+    ) -> None:
         self._url = url
         self._name = name
+        self._credentials = credentials
+        self._denials = Denials(name)
         self._connect_timeout_s = connect_timeout_s
         self._drain_timeout_s = drain_timeout_s
         self._subscriptions: list[Subscription] = []
@@ -64,6 +78,7 @@ class Bus:
         self.client = _Client()
 
     async def __aenter__(self) -> Self:
+        credentials = self._credentials
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self.client.connect(
@@ -78,8 +93,12 @@ class Bus:
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,
                     pending_size=_PENDING_BYTES_MAX,
+                    nkeys_seed_str=credentials.seed if credentials else None,
+                    inbox_prefix=inbox_prefix(credentials.role) if credentials else INBOX,
                 )
         except TimeoutError as error:
+            # An attempt that the server refused leaves its socket behind.
+            await self._close()
             raise DependencyUnavailable("NATS") from error
         return self
 
@@ -87,6 +106,9 @@ class Bus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.drain()
+        await self._close()
+
+    async def _close(self) -> None:
         with contextlib.suppress(NatsError, OSError):
             await self.client.close()
 
@@ -99,7 +121,8 @@ class Bus:
         return self.client.jetstream()
 
     async def _on_error(self, error: Exception) -> None:
-        log.warning("bus_error", error=type(error).__name__, detail=str(error))
+        if not self._denials.note(error):
+            log.warning("bus_error", error=type(error).__name__, detail=str(error))
 
     async def _on_disconnected(self) -> None:
         log.warning("bus_disconnected")
@@ -192,6 +215,7 @@ class Bus:
     ) -> Subscription:
         """Run ``handler`` for every message on ``subject`` in a task of its own, inside the sender's trace.
 
+        Messages whose reply subject is no inbox are dropped: an answer must not go where only the answerer may write.
         The server knows the subscription when this returns. It ends with the bus, or by ``leave``.
         """
         slots = asyncio.Semaphore(num_handlers_max)
@@ -199,6 +223,9 @@ class Bus:
         async def run(message: Msg) -> None:
             token = otel_context.attach(extract_context(message.headers))
             try:
+                if message.reply and not is_inbox(message.reply):
+                    log.warning("message_refused", subject=message.subject, detail="its reply subject is no inbox")
+                    return
                 await handler(message)
             except Exception:
                 log.exception("handler_failed", subject=subject)

@@ -16,9 +16,13 @@ class ConfigError(Exception):
 
 
 class BusSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every service needs. Ports of 0 mean: no probe server."""
+    """What every service needs. Ports of 0 mean: no probe server.
+
+    ``nats_seed_file`` holds the seed of the service's nkey; empty: connect without, to a server that asks for none.
+    """
 
     nats_url: str = "nats://127.0.0.1:4222"
+    nats_seed_file: str = ""
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     log_level: Literal["debug", "info", "warning", "error"] = "info"

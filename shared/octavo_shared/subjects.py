@@ -25,6 +25,8 @@ RESIDENCY_QUEUE = "residency"
 
 REGISTRY_STREAM = "OCTAVO_REGISTRY"
 REGISTRY_SUBJECTS = (f"{PREFIX}.registry.>", f"{PREFIX}.keys.>")
+IDENTITY_STREAMS = {REGISTRY_STREAM: REGISTRY_SUBJECTS}
+"""Stream → subjects. Only identity may write to these and read from them."""
 
 
 def identity(verb: str) -> str:

@@ -14,9 +14,11 @@ from octavo_cli.client import Client
 from octavo_cli.supervisor import LocalFleet
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
+from octavo_shared.credentials import read_credentials
 from octavo_shared.messages.fleet import View, ViewCommand
 from octavo_shared.messages.identity import Role
 from octavo_shared.pack import PEFT_PREFIX
+from octavo_shared.permissions import BusRole
 from octavo_shared.safetensors_form import RawTensor, write_tensors
 from support.adapters import raw
 
@@ -107,7 +109,9 @@ class Live:
 
     async def view(self) -> View:
         """Return what the residency manager knows, asked over NATS: it is there when no gateway is."""
-        async with Bus(self.fleet.nats_url, "test", connect_timeout_s=5.0) as bus:
+        # Only gateways may ask it.
+        gateway = read_credentials(BusRole.GATEWAY, str(self.fleet.seed_file(BusRole.GATEWAY)))
+        async with Bus(self.fleet.nats_url, "test", connect_timeout_s=5.0, credentials=gateway) as bus:
             return await bus.request(subjects.residency("view"), ViewCommand(), View, 5.0)
 
     async def running_on(self) -> str:

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from octavo_cli.answers import ClientError
+from octavo_shared.permissions import BusRole, inbox_prefix
 from octavo_shared.safetensors_form import RawTensor, read_tensors, write_tensors
 from octavo_shared.subjects import GENERATE
 from support.adapters import raw
@@ -102,7 +103,8 @@ async def test_nothing_tells_bob_whether_alices_adapter_exists(live: Live) -> No
 
 async def test_a_message_to_the_nats_subject_gets_the_same_stream(live: Live) -> None:
     over_http = await live.read(Stream(), live.alice.adapter, live.alice.key, 24)
-    bus = await nats.connect(live.fleet.nats_url)
+    seed_file = str(live.fleet.seed_file(BusRole.CLIENT))
+    bus = await nats.connect(live.fleet.nats_url, nkeys_seed=seed_file, inbox_prefix=inbox_prefix(BusRole.CLIENT))
     try:
         inbox = bus.new_inbox()
         answers = await bus.subscribe(inbox)
@@ -119,6 +121,14 @@ async def test_a_message_to_the_nats_subject_gets_the_same_stream(live: Live) ->
     chunks = [json.loads(message.data) for message in messages]
     text = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
     assert text == over_http.text
+
+
+async def test_nothing_that_the_fleet_does_is_denied(live: Live) -> None:
+    answers = [await live.ask(person.adapter, person.key) for person in (live.alice, live.bob)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    logs = {path.name: path.read_text() for path in (live.fleet.plan.folder / "logs").glob("*.log")}
+    assert {"gateway.log", "identity.log", "residency.log", "worker-1.log"} <= logs.keys()
+    assert [name for name, text in logs.items() if "permission_denied" in text] == []
 
 
 async def test_a_client_that_leaves_cancels_its_sequence(live: Live) -> None:

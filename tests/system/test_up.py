@@ -13,7 +13,7 @@ from support.command_line import interrupt, octavo, read_until
 async def test_a_running_octavo_ends_in_order_and_leaves_no_process(tmp_path: Path, sign: signal.Signals) -> None:
     async with octavo("up", "--folder", str(tmp_path), "--port", "0") as child:
         said = await read_until(child, "Ctrl-C stops everything")
-        assert all(words in said for words in ("curl", "OpenAI", "nats.connect", "OCTAVO_KEY=oct_"))
+        assert all(words in said for words in ("curl", "OpenAI", "nats.connect", "client.seed", "OCTAVO_KEY=oct_"))
         assert len(psutil.Process(child.pid).children(recursive=True)) >= 6
         left, rest = await interrupt(child, sign)
     assert left == [], rest

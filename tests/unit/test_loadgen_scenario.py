@@ -94,6 +94,8 @@ def test_nats_transport_needs_only_the_address_of_nats() -> None:
     scenario = parse_scenario('transport = "nats"\n' + GOOD)
     assert scenario.transport is Transport.NATS
     assert with_addresses(scenario, {}, "", "nats://host:4222").nats_url == "nats://host:4222"
+    environ = {"OCTAVO_NATS_SEED_FILE": "client.seed"}
+    assert with_addresses(scenario, environ, "", "nats://host:4222").nats_seed_file == "client.seed"
     with pytest.raises(InvalidRequest, match=r"'nats_url' is required"):
         with_addresses(scenario, {}, "http://host:1", "")
 

@@ -1,21 +1,23 @@
 """Asking over plain NATS, as any program with a NATS client could; nothing of ours is needed for it."""
 
 import json
+from pathlib import Path
 
 import nats
 
+from octavo_shared.permissions import BusRole, inbox_prefix
 from octavo_shared.subjects import GENERATE
 
 _CHUNK_TIMEOUT_S = 60.0
 _CHUNKS_MAX = 10_000
 
 
-async def ask_over_nats(url: str, key: str, body: dict[str, object]) -> tuple[str, int]:
-    """Publish ``body`` and return the text that came back and in how many chunks.
+async def ask_over_nats(url: str, seed_file: Path, key: str, body: dict[str, object]) -> tuple[str, int]:
+    """Publish ``body`` as a client and return the text that came back and in how many chunks.
 
     Raises ``RuntimeError`` with the error's code when the request was refused.
     """
-    bus = await nats.connect(url)
+    bus = await nats.connect(url, nkeys_seed=str(seed_file), inbox_prefix=inbox_prefix(BusRole.CLIENT))
     try:
         inbox = bus.new_inbox()
         answers = await bus.subscribe(inbox)

@@ -19,6 +19,7 @@ from octavo_cli.demo.training import train
 from octavo_cli.demo.tree import trace_tree
 from octavo_cli.supervisor import LocalFleet
 from octavo_shared.messages.identity import Role
+from octavo_shared.permissions import BusRole
 
 QUESTION = "What did you do this afternoon?"
 _MAX_TOKENS = 48
@@ -178,7 +179,7 @@ class DemoSteps:
         self._screen.check(self._adapter("alice") not in models, "bob's list does not show it either")
 
     async def _ask_over_nats(self) -> None:
-        self._screen.step(8, "the same JSON, published straight to the NATS subject")
+        self._screen.step(8, "the same JSON, published straight to the NATS subject, by a client that may do only that")
         body = {
             "model": self._adapter("alice"),
             "messages": [{"role": "user", "content": QUESTION}],
@@ -186,7 +187,8 @@ class DemoSteps:
             "temperature": 0.0,
             "stream": True,
         }
-        text, num_chunks = await ask_over_nats(self._fleet.nats_url, self._keys["alice"], body)
+        seed_file = self._fleet.seed_file(BusRole.CLIENT)
+        text, num_chunks = await ask_over_nats(self._fleet.nats_url, seed_file, self._keys["alice"], body)
         self._screen.say(text.strip().replace("\n", " / "))
         self._screen.check(text == self._cold_text, f"{num_chunks} chunks carried the same text as over HTTP")
 
