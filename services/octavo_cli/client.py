@@ -2,17 +2,18 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
 
 from octavo_cli.answers import Answer, ClientError, Download, ErrorBody, Models, NewKey, read_chunk, read_head
+from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.fleet import EvictReport, View
 from octavo_shared.messages.identity import (
     AdapterInfo,
@@ -66,15 +67,18 @@ class Client:
         """Return the names that may be asked: the bases and this key's adapters."""
         return [model.id for model in self._call("GET", "/v1/models", Models).data]
 
-    def adapters(self) -> Iterator[AdapterInfo]:
-        """Yield every adapter that this key may use, by name, a page at a time."""
+    def adapters(self, **wanted: str) -> Iterator[AdapterInfo]:
+        """Yield every adapter that this key may use, by name, a page at a time.
+
+        ``wanted`` narrows them: tenant, owner, base, state, tag, prefix.
+        """
         after = ""
         while True:
-            page = self._call("GET", f"/v1/adapters?limit={_PAGE}&after={quote(after, safe='')}", AdapterList).adapters
-            yield from page
-            if len(page) < _PAGE:
+            query = urlencode({"limit": _PAGE, "after": after} | wanted)
+            page = self._call("GET", f"/v1/adapters?{query}", AdapterList)
+            yield from page.adapters
+            if not (after := page.next_after):
                 return
-            after = page[-1].name
 
     def history(self, adapter: str) -> tuple[HistoryEntry, ...]:
         """Return what happened to ``adapter``, newest first."""
@@ -83,6 +87,36 @@ class Client:
     def rollback(self, adapter: str, revision: int | None = None, alias: str = "serving") -> AdapterInfo:
         body: dict[str, object] = {"alias": alias} | ({} if revision is None else {"revision": revision})
         return self._call("POST", f"{_path(adapter)}/rollback", AdapterInfo, body)
+
+    def promote(
+        self, reference: str, alias: str = "serving", share: int | None = None, expect: int | None = None
+    ) -> AdapterInfo:
+        """Let ``alias`` name the revision that ``reference`` names."""
+        parsed = parse_reference(reference, "revision")
+        chosen = parsed.number or parsed.digest or parsed.alias
+        if chosen is None:
+            raise InvalidRequest("revision", "must be named: by number, digest or alias")
+        body: dict[str, object] = {"revision": chosen, "alias": alias}
+        body |= {name: value for name, value in (("share", share), ("expect", expect)) if value is not None}
+        return self._call("POST", f"{_path(parsed.name)}/promote", AdapterInfo, body)
+
+    def unalias(self, adapter: str, alias: str) -> AdapterInfo:
+        return self._call("DELETE", f"{_path(adapter)}/aliases/{_part(alias)}", AdapterInfo)
+
+    def retire(self, reference: str) -> AdapterInfo:
+        """Never serve ``tenant/adapter@12`` again."""
+        parsed = parse_reference(reference, "revision")
+        if parsed.number is None:
+            raise InvalidRequest("revision", "must be named by its number")
+        return self._call("POST", f"{_path(parsed.name)}/retire", AdapterInfo, {"revision": parsed.number})
+
+    def branch(self, source: str, adapter: str) -> AdapterInfo:
+        return self._call(
+            "POST", f"{_path(adapter)}/branch", AdapterInfo, {"source": source}, timeout_s=_COMMIT_TIMEOUT_S
+        )
+
+    def tag(self, adapter: str, add: Sequence[str], remove: Sequence[str]) -> AdapterInfo:
+        return self._call("POST", f"{_path(adapter)}/tags", AdapterInfo, {"add": list(add), "remove": list(remove)})
 
     def grant(self, adapter: str, principal: str) -> AdapterInfo:
         return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal})
@@ -105,9 +139,10 @@ class Client:
         base: str | None = None,
         dtype: str | None = None,
         note: str = "",
+        alias: str | None = "serving",
         progress: Progress = lambda done, total: None,
     ) -> AdapterInfo:
-        """Upload two files and make them the next revision of ``adapter``; returns its new head."""
+        """Upload two files and make them the next revision of ``adapter``, which ``alias`` names; returns its head."""
         name = parse_reference(adapter, "adapter").name
         upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": name})
         files = ((_CONFIG, config), (_WEIGHTS, weights))
@@ -116,7 +151,7 @@ class Client:
         for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
             self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
             before_bytes += size_bytes
-        body: dict[str, object] = {"upload_id": upload.upload_id, "note": note}
+        body: dict[str, object] = {"upload_id": upload.upload_id, "note": note, "alias": alias}
         body |= {name: value for name, value in (("base", base), ("dtype", dtype)) if value is not None}
         return self._call("POST", f"{_path(name)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
 
@@ -194,7 +229,7 @@ class Client:
         body: dict[str, object] | None = None,
         timeout_s: float | None = None,
     ) -> T:
-        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+        headers = {} if method == "GET" else {"Idempotency-Key": uuid.uuid4().hex}
         timeout = _TIMEOUT if timeout_s is None else httpx.Timeout(timeout_s, connect=5.0)
         with _as_client_errors():
             response = self._http.request(method, url, json=body, headers=headers, timeout=timeout)

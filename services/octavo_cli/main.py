@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from octavo_cli import registry_commands
+from octavo_cli import registry_commands, revision_commands
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
 from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
-from octavo_cli.options import Gateway, Key, Target
+from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
@@ -28,8 +28,6 @@ app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_app, name="key")
 app.add_typer(nats_app, name="nats")
 
-Adapter = Annotated[str, typer.Argument(help="tenant/adapter")]
-ReferenceArgument = Annotated[str, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")]
 Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
 
 
@@ -59,9 +57,11 @@ def push(
     base: Annotated[str | None, typer.Option(help="fingerprint of the base that it was trained on")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 stores the small form; default: as saved")] = None,
     note: str = "",
+    alias: Annotated[str, typer.Option(help="the alias that names the new revision")] = "serving",
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="leave it a draft: no alias moves")] = False,
 ) -> None:
-    """Store a PEFT adapter as the next revision, and serve it."""
-    registry_commands.push(Target(gateway, key), adapter, folder, base, dtype, note)
+    """Store a PEFT adapter as the next revision, and serve it unless told otherwise."""
+    registry_commands.push(Target(gateway, key), adapter, folder, base, dtype, note, None if no_serve else alias)
 
 
 @app.command()
@@ -99,9 +99,19 @@ def ask(
 
 
 @app.command("ls")
-def list_adapters(gateway: Gateway, key: Key) -> None:
+def list_adapters(
+    gateway: Gateway,
+    key: Key,
+    tenant: Annotated[str, typer.Option(help="only of this tenant; to an admin all of them")] = "",
+    owner: Annotated[str, typer.Option(help="user@tenant")] = "",
+    base: Annotated[str, typer.Option(help="fingerprint of the latest revision's base")] = "",
+    state: Annotated[str, typer.Option(help="of the latest revision: draft, serving or retired")] = "",
+    tag: str = "",
+    prefix: Annotated[str, typer.Option(help="what tenant/adapter begins with")] = "",
+) -> None:
     """List the adapters that this key may use."""
-    registry_commands.list_adapters(Target(gateway, key))
+    wanted = {"tenant": tenant, "owner": owner, "base": base, "state": state, "tag": tag, "prefix": prefix}
+    registry_commands.list_adapters(Target(gateway, key), {name: value for name, value in wanted.items() if value})
 
 
 @app.command()
@@ -115,13 +125,21 @@ def rollback(
     adapter: Adapter,
     gateway: Gateway,
     key: Key,
-    revision: Annotated[int | None, typer.Option(min=1, help="default: the parent of the one named now")] = None,
+    revision: Annotated[int | None, typer.Option(min=1, help="default: what the alias named before")] = None,
     alias: str = "serving",
 ) -> None:
     """Move an alias back to an earlier revision."""
     with Client(gateway, key) as client:
         info = client.rollback(adapter, revision, alias)
     typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
+
+
+app.command()(revision_commands.promote)
+app.command()(revision_commands.unalias)
+app.command()(revision_commands.retire)
+app.command()(revision_commands.branch)
+# Or else what begins with a minus, here a tag to remove, would be an option.
+app.command(context_settings={"ignore_unknown_options": True})(revision_commands.tag)
 
 
 @app.command()

@@ -18,6 +18,8 @@ Gateway = Annotated[
 Key = Annotated[
     str, typer.Option("--key", envvar="OCTAVO_KEY", help="an API key", show_default=False, default_factory=str)
 ]
+Adapter = Annotated[str, typer.Argument(help="tenant/adapter")]
+ReferenceArgument = Annotated[str, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
 from octavo_cli.options import Target
 from octavo_shared.messages.fleet import TierUse
+from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.pack import digest_of, unpack
+from octavo_shared.references import CANARY
 
 _MIB = 1024 * 1024
 _BASE_NOTE = "octavo.json"
@@ -22,7 +24,9 @@ _SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)
 """Enough of a digest to tell revisions apart in a table; ``push`` and ``ask`` show all of it."""
 
 
-def push(target: Target, adapter: str, folder: Path, base: str | None, dtype: str | None, note: str) -> None:
+def push(
+    target: Target, adapter: str, folder: Path, base: str | None, dtype: str | None, note: str, alias: str | None
+) -> None:
     """Upload the PEFT directory ``folder`` and print the revision it became."""
     config = folder / "adapter_config.json"
     # Pickled weights are sent as they are: it is the server that names what is wrong with them.
@@ -33,7 +37,7 @@ def push(target: Target, adapter: str, folder: Path, base: str | None, dtype: st
     with Client(target.gateway, target.key) as client, _progress() as bar:
         task = bar.add_task("pushing", total=None)
         info = client.push(
-            adapter, config, weights, base=declared, dtype=dtype, note=note,
+            adapter, config, weights, base=declared, dtype=dtype, note=note, alias=alias,
             progress=lambda done, total: _advance(bar, task, done, total),
         )  # fmt: skip
     latest = info.latest
@@ -57,28 +61,37 @@ def pull(target: Target, reference: str, folder: Path) -> None:
     Console().print(f"revision {got.revision}  {got.digest}  in {folder}", soft_wrap=True, highlight=False)
 
 
-def list_adapters(target: Target) -> None:
-    """Print the adapters of this key."""
-    table = _table("adapter", "owner", "serving", "revisions", "rank", "MiB", "digest", "granted to")
+def list_adapters(target: Target, wanted: dict[str, str]) -> None:
+    """Print the adapters of this key that are ``wanted``; sizes and state are those of the latest revision."""
+    table = _table(
+        "adapter", "owner", "aliases", "revisions", "state", "rank", "MiB", "digest", "tags", "granted to"
+    )  # fmt: skip
     with Client(target.gateway, target.key) as client:
-        for info in client.adapters():
+        for info in client.adapters(**wanted):
             latest = info.latest
             table.add_row(
-                info.name, info.owner, str(info.aliases.get("serving", "-")), str(info.num_revisions),
+                info.name, info.owner, aliases_of(info), str(info.num_revisions), info.state,
                 str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}", latest.digest[_SHORT_DIGEST],
-                ", ".join(info.grants),
+                ", ".join(info.tags), ", ".join(info.grants),
             )  # fmt: skip
     _console().print(table)
 
 
 def history(target: Target, adapter: str) -> None:
     """Print what happened to ``adapter``, newest first."""
-    table = _table("when", "what", "who", "detail", "sequence")
+    table = _table("when", "what", "who", "revision", "detail", "sequence")
     with Client(target.gateway, target.key) as client:
         for entry in client.history(adapter):
             when = datetime.fromtimestamp(entry.at_ms / 1000).astimezone().isoformat(" ", "seconds")
-            table.add_row(when, entry.kind, entry.actor, entry.detail, str(entry.sequence))
+            revision = f"{entry.revision.number} ({entry.state})" if entry.revision else ""
+            table.add_row(when, entry.kind, entry.actor, revision, entry.detail, str(entry.sequence))
     _console().print(table)
+
+
+def aliases_of(info: AdapterInfo) -> str:
+    """Return an adapter's aliases in one line, with the canary's share."""
+    shares = {CANARY: f" at {info.canary_percent}%"}
+    return ", ".join(f"{alias} {number}{shares.get(alias, '')}" for alias, number in sorted(info.aliases.items()))
 
 
 def fleet(target: Target) -> None:

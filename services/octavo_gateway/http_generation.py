@@ -96,13 +96,13 @@ class GenerationRoutes:
     async def _models(self, request: AnyRequest) -> ModelList:
         credential = credential_of(request.headers.get("authorization"))
         found: list[AdapterInfo] = []
+        after = ""
         while len(found) < _MODELS_MAX:
-            after = found[-1].name if found else ""
             page = await self._identity.call(
                 ListAdapters(credential=credential, after=after, num_max=_MODELS_PAGE), AdapterList
             )
             found.extend(page.adapters)
-            if len(page.adapters) < _MODELS_PAGE:
+            if not (after := page.next_after):
                 break
         bases = [ModelCard(name, "octavo") for name in sorted(set(self._fleet.bases().values()))]
         return ModelList(

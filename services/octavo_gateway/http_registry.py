@@ -2,10 +2,10 @@
 
 import contextlib
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import Response, delete, get, post, put
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from octavo_gateway.bodies import decode_body
 from octavo_gateway.credentials import credential_of
@@ -27,6 +27,7 @@ from octavo_shared.messages.identity import (
     History,
     HistoryList,
     ListAdapters,
+    RevisionState,
     Revoke,
     Rollback,
     UploadBegun,
@@ -57,11 +58,19 @@ def adapter_name(tenant: str, name: str) -> str:
     return parse_reference(f"{tenant}/{name}", "adapter").name
 
 
-def _reference(tenant: str, name: str, revision: str | None) -> str:
+def revision_reference(tenant: str, name: str, revision: str | None) -> str:
+    """Return the reference to a number, digest or alias (None: to none); raises ``InvalidRequest``."""
     if revision is None:
         return adapter_name(tenant, name)
     mark = "@" if revision.isdecimal() or revision.startswith("sha256:") else ":"
     return str(parse_reference(f"{tenant}/{name}{mark}{revision}", "revision"))
+
+
+def _state(text: str) -> RevisionState | None:
+    try:
+        return RevisionState(text) if text else None
+    except ValueError:
+        raise InvalidRequest("state", f"must be one of {', '.join(RevisionState)}") from None
 
 
 def served_base(fleet: FleetView, declared: Fingerprint | None) -> Fingerprint:
@@ -110,7 +119,7 @@ class RegistryRoutes:
 
         @post("/v1/adapters/{tenant:str}/{name:str}/revisions", status_code=200)
         async def commit(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
-            """Make what was staged the adapter's next revision, and serve it."""
+            """Make what was staged the adapter's next revision, which an alias names."""
             credential = caller_of(request)
             body = decode_body(await read_body(request), RevisionBody)
             if body.base is not None and DIGEST_PATTERN.match(body.base) is None:
@@ -124,6 +133,7 @@ class RegistryRoutes:
                 declared_base=body.base,
                 dtype=body.dtype,
                 note=body.note,
+                alias=body.alias,
             )
             return await self._identity.call(order, AdapterInfo)
 
@@ -132,12 +142,23 @@ class RegistryRoutes:
     def _adapters(self) -> list[Any]:
         @get("/v1/adapters")
         async def list_adapters(
-            request: AnyRequest, after: FromQuery[str] = "", limit: FromQuery[int] = 100
+            request: AnyRequest,
+            after: FromQuery[str] = "",
+            limit: FromQuery[int] = 100,
+            tenant: FromQuery[str] = "",
+            owner: FromQuery[str] = "",
+            base: FromQuery[str] = "",
+            wanted_state: Annotated[str, QueryParameter(name="state")] = "",
+            tag: FromQuery[str] = "",
+            prefix: FromQuery[str] = "",
         ) -> AdapterList:
-            """List the adapters that this key may use, by name."""
+            """List the adapters that this key may use and that match, by name; read on after `next_after`."""
             if not 1 <= limit <= _PAGE_MAX:
                 raise InvalidRequest("limit", f"must be between 1 and {_PAGE_MAX}")
-            order = ListAdapters(credential=caller_of(request), after=after, num_max=limit)
+            order = ListAdapters(
+                credential=caller_of(request), after=after, num_max=limit, tenant=tenant, owner=owner, base=base,
+                state=_state(wanted_state), tag=tag, prefix=prefix,
+            )  # fmt: skip
             return await self._identity.call(order, AdapterList)
 
         @get("/v1/adapters/{tenant:str}/{name:str}/pack")
@@ -145,7 +166,7 @@ class RegistryRoutes:
             request: AnyRequest, tenant: FromPath[str], name: FromPath[str], revision: FromQuery[str | None] = None
         ) -> Response[bytes]:
             """Download a revision's pack."""
-            resolution = await self._identity.resolve(caller_of(request), _reference(tenant, name, revision))
+            resolution = await self._identity.resolve(caller_of(request), revision_reference(tenant, name, revision))
             adapter = resolution.adapter
             assert adapter is not None, "a reference was asked for"
             headers = {

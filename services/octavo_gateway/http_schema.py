@@ -7,11 +7,24 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIType, Operation, Refe
 
 from octavo_gateway.openai_fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, ChatBody, CompletionBody
 
+_AS_OPENAI = "as in OpenAI's API"
 
-def _body(kind: type[msgspec.Struct], refused: frozenset[str]) -> RequestBody:
+
+def operation_with(kind: type[msgspec.Struct]) -> type[Operation]:
+    """Return the operation of a route that takes a body of this kind."""
+
+    @dataclass
+    class BodyOperation(Operation):
+        def __post_init__(self) -> None:
+            self.request_body = _body(kind, frozenset(), None)
+
+    return BodyOperation
+
+
+def _body(kind: type[msgspec.Struct], refused: frozenset[str], description: str | None) -> RequestBody:
     served = [item.name for item in msgspec.structs.fields(kind) if item.name not in refused]
     required = [item.name for item in msgspec.structs.fields(kind) if item.required]
-    properties: dict[str, Reference | Schema] = {name: Schema(description="as in OpenAI's API") for name in served}
+    properties: dict[str, Reference | Schema] = {name: Schema(description=description) for name in served}
     schema = Schema(type=OpenAPIType.OBJECT, properties=properties, required=required)
     return RequestBody(content={"application/json": OpenAPIMediaType(schema=schema)}, required=True)
 
@@ -21,7 +34,7 @@ class ChatOperation(Operation):
     """Names the fields that the chat route serves."""
 
     def __post_init__(self) -> None:
-        self.request_body = _body(ChatBody, frozenset(CHAT_NEUTRAL))
+        self.request_body = _body(ChatBody, frozenset(CHAT_NEUTRAL), _AS_OPENAI)
 
 
 @dataclass
@@ -29,4 +42,4 @@ class CompletionOperation(Operation):
     """Names the fields that the completion route serves."""
 
     def __post_init__(self) -> None:
-        self.request_body = _body(CompletionBody, frozenset(COMPLETION_NEUTRAL))
+        self.request_body = _body(CompletionBody, frozenset(COMPLETION_NEUTRAL), _AS_OPENAI)

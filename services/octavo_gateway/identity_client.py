@@ -7,7 +7,7 @@ import msgspec
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import Overloaded
-from octavo_shared.messages.identity import VERBS, Credential, Resolution, Resolve
+from octavo_shared.messages.identity import SLOW_VERBS, VERBS, Credential, Resolution, Resolve
 
 T = TypeVar("T")
 
@@ -33,9 +33,9 @@ class IdentityClient:
         return await self.call(Resolve(credential=credential, reference=reference), Resolution)
 
     async def call(self, request: msgspec.Struct, reply: type[T]) -> T:
-        """Send ``request`` to the verb of its type. A commit validates and stores a pack, so it may take longer."""
+        """Send ``request`` to the verb of its type. Those that store a pack may take longer."""
         verb = _VERB_OF[type(request)]
-        timeout_s = _COMMIT_TIMEOUT_S if verb == "commit" else _TIMEOUT_S
+        timeout_s = _COMMIT_TIMEOUT_S if verb in SLOW_VERBS else _TIMEOUT_S
         if self._num_running >= _CALLS_MAX:
             raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S)
         self._num_running += 1

@@ -9,12 +9,16 @@ from pathlib import Path
 import msgspec
 
 from octavo_identity.records import AdapterHead, RegistryEvent, parse_object_key
+from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
-_VERSION = 2
+_VERSION = 3
+_NAMES_MAX = 10_000
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS adapters (name TEXT PRIMARY KEY, head BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS adapters (
+    name TEXT PRIMARY KEY, head BLOB NOT NULL, owner TEXT NOT NULL, base TEXT NOT NULL, state TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, PRIMARY KEY (name, tag)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
@@ -26,13 +30,26 @@ CREATE TABLE IF NOT EXISTS position (
 PRAGMA user_version = {_VERSION};
 """
 _POSITION = "SELECT created, sequence, begun_ms FROM position"
-# Names come first, from two ranges of one index, so that a page costs what it holds and not what its reader may use.
+# Names come first, from ranges of an index, so that a page costs what it holds and not what its reader may use. Where
+# names do not say what matches, so many of them are looked at and no more.
 _USABLE = """
-WITH own AS (SELECT name FROM users WHERE principal = :principal AND name > :after ORDER BY name LIMIT :num_max),
-shared AS (SELECT name FROM users WHERE principal = :everyone AND name > :after ORDER BY name LIMIT :num_max),
-page AS MATERIALIZED (SELECT name FROM own UNION SELECT name FROM shared ORDER BY name LIMIT :num_max)
-SELECT adapters.head FROM page CROSS JOIN adapters ON adapters.name = page.name ORDER BY page.name
+WITH own AS (SELECT name FROM users WHERE principal = :principal AND name > :after AND name >= :low AND name < :high
+    ORDER BY name LIMIT :num_names),
+shared AS (SELECT name FROM users WHERE principal = :everyone AND name > :after AND name >= :low AND name < :high
+    ORDER BY name LIMIT :num_names),
+page AS MATERIALIZED (SELECT name FROM own UNION SELECT name FROM shared ORDER BY name LIMIT :num_names)
 """
+_ALL = """
+WITH page AS MATERIALIZED (SELECT name FROM adapters WHERE name > :after AND name >= :low AND name < :high
+    ORDER BY name LIMIT :num_names)
+"""
+_MATCHING = """
+SELECT adapters.head FROM page CROSS JOIN adapters ON adapters.name = page.name
+WHERE (:owner = '' OR owner = :owner) AND (:base = '' OR base = :base) AND (:state = '' OR state = :state)
+    AND (:tag = '' OR EXISTS (SELECT 1 FROM tags WHERE tags.name = page.name AND tags.tag = :tag))
+ORDER BY page.name LIMIT :num_max
+"""
+_LAST_NAME = "SELECT COUNT(*), MAX(name) FROM page"
 _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ? AND object_key = ?)"
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
@@ -54,6 +71,14 @@ class Hint:
 
     sequence: int | None
     newest: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Heads by name; the next page comes after ``next_after`` (None: there is none)."""
+
+    heads: list[AdapterHead]
+    next_after: str | None
 
 
 class Catalogue:
@@ -94,21 +119,40 @@ class Catalogue:
 
     def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
         run = self._writer.execute
-        run("INSERT OR REPLACE INTO adapters VALUES (?, ?)", (head.name, msgspec.msgpack.encode(head)))
+        row = (head.name, msgspec.msgpack.encode(head), head.owner, *latest_of(head))
+        run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
+        run("DELETE FROM tags WHERE name = ?", (head.name,))
+        self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
         users = {(who, head.name) for who in (head.owner, *head.grants)}
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
         if (stored := event.revision) is not None:
             revision = stored.revision
-            row = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
-            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", row)
+            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", found)
 
-    def usable_by(self, principal: str, tenant: str, after: str, num_max: int) -> list[AdapterHead]:
-        """Return heads of adapters that ``principal`` or its whole tenant may use, by name, after ``after``."""
-        asked = {"principal": principal, "everyone": f"*@{tenant}", "after": after, "num_max": num_max}
+    def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
+        """Return heads of adapters that match, by name, after ``after``.
+
+        For a ``reader`` (principal and tenant) they are those that it or its whole tenant may use, else all.
+        """
+        num_names = _NAMES_MAX if search.is_narrow else num_max
+        principal, tenant = reader or ("", "")
+        asked = {
+            "principal": principal, "everyone": f"*@{tenant}", "after": after, "low": search.low, "high": search.high,
+            "owner": search.owner, "base": search.base, "state": search.state or "", "tag": search.tag,
+            "num_names": num_names, "num_max": num_max,
+        }  # fmt: skip
+        page = _USABLE if reader else _ALL
         with self._lock:
-            rows = self._reader.execute(_USABLE, asked).fetchall()
-        return [msgspec.msgpack.decode(blob, type=AdapterHead) for (blob,) in rows]
+            blobs = self._reader.execute(page + _MATCHING, asked).fetchall()
+            num_seen, last_seen = 0, ""
+            if search.is_narrow and len(blobs) < num_max:
+                num_seen, last_seen = self._reader.execute(page + _LAST_NAME, asked).fetchone()
+        heads = [msgspec.msgpack.decode(blob, type=AdapterHead) for (blob,) in blobs]
+        if len(heads) == num_max:
+            return Page(heads, heads[-1].name)
+        return Page(heads, last_seen if num_seen == num_names else None)
 
     def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where the revision of this number, or else the newest of this digest, was added."""

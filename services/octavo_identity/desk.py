@@ -1,14 +1,16 @@
 """What all verbs share: who asks, which adapter is meant, and how a head is shown."""
 
+from octavo_identity import access
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead
 from octavo_identity.registry import Make, Registry
+from octavo_identity.states import state_of
 from octavo_shared import subjects
-from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import AdapterInfo, Credential
+from octavo_shared.errors import AdapterNotFound, InvalidRequest
+from octavo_shared.messages.identity import AdapterInfo, Credential, Role
 from octavo_shared.references import Reference, parse_reference
 
 _IDEMPOTENCY_KEY_LENGTH_MAX = 256
@@ -36,6 +38,19 @@ class Desk:
         """Tell whether the tenant was created."""
         return await self.heads.read(self.tenant_subject(tenant)) is not None
 
+    async def head_to_push(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
+        """Return the head of an adapter that ``key`` may push to, None for one that it may begin."""
+        head = await self.registry.head(reference)
+        access.check_push(key, reference.tenant, head)
+        if key.role is Role.ADMIN and not await self.has_tenant(reference.tenant):
+            raise AdapterNotFound
+        return head
+
+    def new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
+        """Return the head of an adapter that ``key`` begins, without a revision yet."""
+        adapter_id = self.ids.adapter(reference.tenant, reference.adapter)
+        return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
+
     async def change(self, reference: Reference, key: KeyHead, write: str, make: Make) -> AdapterHead:
         """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it."""
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
@@ -58,5 +73,6 @@ def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
     newest = max(head.revisions, key=lambda stored: stored.revision.number)
     grants = head.grants if key.principal == head.owner else ()
     return AdapterInfo(
-        head.name, head.adapter_id, head.owner, head.aliases, newest.revision, grants, head.num_revisions
-    )
+        head.name, head.adapter_id, head.owner, head.aliases, newest.revision, grants, head.num_revisions,
+        state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired,
+    )  # fmt: skip

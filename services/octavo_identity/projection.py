@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from octavo_identity.catalogue import Catalogue, Hint, Position
+from octavo_identity.catalogue import Catalogue, Hint, Page, Position
 from octavo_identity.heads import HeadStore, StreamState
-from octavo_identity.records import AdapterHead, KeyHead
+from octavo_identity.records import KeyHead
+from octavo_identity.search import Search
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.references import AdapterId, Digest
@@ -140,9 +141,13 @@ class Projection:
             log.warning("projection_behind", sequence=self.sequence, wanted=self._wanted)
             raise DependencyUnavailable(_VIEW) from None
 
-    async def usable_by(self, key: KeyHead, after: str, num_max: int) -> list[AdapterHead]:
-        """Return heads of adapters that ``key`` owns or was granted when they were seen, by name, after ``after``."""
-        return await self._read(lambda: self._catalogue.usable_by(key.principal, key.tenant, after, num_max))
+    async def find(self, search: Search, key: KeyHead | None, after: str, num_max: int) -> Page:
+        """Return heads of adapters that match, by name, after ``after``.
+
+        They are those that ``key`` owned or was granted when they were seen; without a key they are anybody's.
+        """
+        reader = (key.principal, key.tenant) if key is not None else None
+        return await self._read(lambda: self._catalogue.find(search, reader, after, num_max))
 
     async def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where a revision should be found in the stream; whoever uses it looks there."""

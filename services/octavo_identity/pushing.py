@@ -5,15 +5,16 @@ import secrets
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
-from octavo_identity.registry import Change, with_revision, write_mark
+from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import Built, Staging
 from octavo_shared.clock import wall_ms
-from octavo_shared.errors import AdapterNotFound, InvalidRequest, RevisionConflict
+from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
-from octavo_shared.messages.identity import AdapterInfo, Role
-from octavo_shared.references import SERVING, Reference
+from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.references import SERVING, Reference, check_name
 
 UPLOAD_AGE_MS_MAX = 45 * 60_000
 _COMMIT_ATTEMPTS_MAX = 16
@@ -32,7 +33,7 @@ class Pushing:
         """Name a staging place that only this principal can commit, to this adapter, for a while."""
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        await self._checked_head(key, reference)
+        await self._desk.head_to_push(key, reference)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         return messages.UploadBegun(upload_id, self._upload_bytes_max)
 
@@ -50,10 +51,12 @@ class Pushing:
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        head = await self._checked_head(key, reference)
+        head = await self._desk.head_to_push(key, reference)
         self._check_upload(request.upload_id, key, reference)
         if len(request.note) > _NOTE_LENGTH_MAX:
             raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
+        if request.alias is not None:
+            check_name(request.alias, "alias")
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and mark in head.writes:
             return info(await self._desk.registry.head_of_write(reference, mark), key)
@@ -93,17 +96,10 @@ class Pushing:
                 place,
                 parent.revision.number if parent else None,
             )
-            new = with_revision(now or self._new_head(reference, key), stored)
+            new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
             return Change("revision_added", new, request.note, stored)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
-
-    async def _checked_head(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
-        head = await self._desk.registry.head(reference)
-        access.check_push(key, reference.tenant, head)
-        if key.role is Role.ADMIN and not await self._desk.has_tenant(reference.tenant):
-            raise AdapterNotFound
-        return head
 
     def _check_upload(self, upload_id: str, key: KeyHead, reference: Reference | None) -> None:
         adapter = reference.name if reference else None
@@ -113,11 +109,6 @@ class Pushing:
             raise InvalidRequest("upload_id", f"was not issued to {whom}")
         if age_ms > UPLOAD_AGE_MS_MAX:
             raise InvalidRequest("upload_id", "is too old: an upload is committed within 45 minutes")
-
-    def _new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
-        ids = self._desk.ids
-        adapter_id = ids.adapter(reference.tenant, reference.adapter)
-        return AdapterHead(adapter_id, ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
 
 
 class _Overtaken(Exception):

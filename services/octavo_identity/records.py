@@ -48,7 +48,8 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     """``revisions`` holds the newest ones and all that an alias names; older ones are found in the ledger.
 
     ``writes`` are marks of the latest idempotency keys, the newest last: the broker's own de-duplication forgets
-    after minutes.
+    after minutes. ``retired`` are ranges of numbers, so the head knows what may not be served of revisions that it has
+    forgotten. ``trails`` are the numbers that each alias named before, the latest last.
     """
 
     adapter_id: AdapterId
@@ -60,6 +61,10 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     aliases: dict[str, int]
     grants: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    canary_percent: int = 0
+    retired: tuple[tuple[int, int], ...] = ()
+    trails: dict[str, tuple[int, ...]] = {}
 
 
 Head = DeploymentHead | TenantHead | KeyHead | AdapterHead
@@ -85,7 +90,10 @@ class RegistryEvent(msgspec.Struct, frozen=True):
 
 
 def object_key(adapter_id: AdapterId, number: int, upload_id: str, nonce: str) -> str:
-    """Return where a pack is stored that may become revision ``number``; ``nonce`` is fresh for each commit."""
+    """Return where a pack is stored that may become revision ``number``; ``nonce`` is fresh for each commit.
+
+    A branch has no upload; it brings 64 more random bits instead.
+    """
     return f"packs/{adapter_id}/{number}.{upload_id}.{nonce}"
 
 

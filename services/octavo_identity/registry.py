@@ -9,16 +9,11 @@ import msgspec
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.projection import Projection
-from octavo_identity.records import (
-    REVISIONS_IN_HEAD_MAX,
-    WRITES_IN_HEAD_MAX,
-    AdapterHead,
-    RegistryEvent,
-    StoredRevision,
-)
+from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, RegistryEvent, StoredRevision
+from octavo_identity.states import is_retired
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
-from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict
+from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
 from octavo_shared.references import SERVING, AdapterId, Reference
 from octavo_shared.telemetry import log
 
@@ -98,8 +93,19 @@ class Registry:
         raise RevisionConflict
 
     async def select(self, head: AdapterHead, reference: Reference) -> StoredRevision:
-        """Return the revision that ``reference`` names; raises ``AdapterNotFound``.
+        """Return the revision that ``reference`` names and that may be served.
 
+        Raises ``RevisionRetired``, and what ``find`` raises.
+        """
+        stored = await self.find(head, reference)
+        if is_retired(head, stored.revision.number):
+            raise RevisionRetired(stored.revision.number)
+        return stored
+
+    async def find(self, head: AdapterHead, reference: Reference) -> StoredRevision:
+        """Return the revision that ``reference`` names, retired or not; raises ``AdapterNotFound``.
+
+        Of several with one digest it is the newest that is not retired, as far as the head remembers them.
         One that is older than the head remembers costs one leader read, where the projection says that it is. Only
         while that is behind is the ledger walked; raises ``DependencyUnavailable`` when the walk does not come to it.
         """
@@ -114,9 +120,9 @@ class Registry:
                 return stored.revision.digest == reference.digest
             return stored.revision.number == number
 
-        for stored in reversed(head.revisions):
-            if is_wanted(stored):
-                return stored
+        known = [stored for stored in reversed(head.revisions) if is_wanted(stored)]
+        if known:
+            return min(known, key=lambda stored: is_retired(head, stored.revision.number))
         if len(head.revisions) == head.num_revisions or (number or 0) > head.num_revisions:
             raise AdapterNotFound
         hint = await self._projection.find_revision(head.adapter_id, number, reference.digest)
@@ -161,17 +167,6 @@ async def walk(heads: HeadStore, subject: str, num_max: int) -> AsyncIterator[tu
 def write_mark(actor: str, write: str) -> str:
     """Return how a head remembers a write: of fixed length, however long the caller's idempotency key is."""
     return hashlib.sha256(f"{actor}\0{write}".encode()).hexdigest()[:_MARK_LENGTH]
-
-
-def with_revision(head: AdapterHead, stored: StoredRevision) -> AdapterHead:
-    """Return ``head`` with one more revision, which ``serving`` names; keeps the newest and the aliased ones."""
-    aliases = head.aliases | {SERVING: stored.revision.number}
-    revisions = (*head.revisions, stored)
-    oldest_kept = stored.revision.number - REVISIONS_IN_HEAD_MAX
-    kept = tuple(
-        old for old in revisions if old.revision.number > oldest_kept or old.revision.number in aliases.values()
-    )
-    return msgspec.structs.replace(head, num_revisions=stored.revision.number, revisions=kept, aliases=aliases)
 
 
 def _revision_of(event: RegistryEvent, adapter_id: AdapterId) -> StoredRevision | None:

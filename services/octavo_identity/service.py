@@ -6,12 +6,14 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from octavo_identity.branching import Branching
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.projection import Projection
+from octavo_identity.promoting import Promoting
 from octavo_identity.pushing import Pushing
 from octavo_identity.settings import IdentitySettings
 from octavo_identity.staging import Staging
@@ -22,7 +24,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus, Handler
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
-from octavo_shared.messages.identity import VERBS
+from octavo_shared.messages.identity import SLOW_VERBS, VERBS
 from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
 from octavo_shared.service import probes, run_service
@@ -59,7 +61,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 desk = Desk(heads, ids, projection)
                 pushing = Pushing(desk, staging, settings.upload_bytes_max)
-                handlers = _handlers(Verbs(desk), pushing, Tenancy(desk))
+                handlers = _handlers(Verbs(desk), pushing, Promoting(desk), Branching(desk, staging), Tenancy(desk))
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
                     asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
@@ -76,7 +78,9 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
         store.close()
 
 
-def _handlers(verbs: Verbs, pushing: Pushing, tenancy: Tenancy) -> dict[str, Handler]:
+def _handlers(
+    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy
+) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
         "locate": verbs.locate,
@@ -86,7 +90,12 @@ def _handlers(verbs: Verbs, pushing: Pushing, tenancy: Tenancy) -> dict[str, Han
         "begin_upload": pushing.begin_upload,
         "check_upload": pushing.check_upload,
         "commit": pushing.commit,
-        "rollback": verbs.rollback,
+        "rollback": promoting.rollback,
+        "promote": promoting.promote,
+        "unalias": promoting.unalias,
+        "retire": promoting.retire,
+        "branch": branching.branch,
+        "tag": verbs.tag,
         "grant": verbs.grant,
         "revoke": verbs.revoke,
         "list": verbs.list,
@@ -96,7 +105,7 @@ def _handlers(verbs: Verbs, pushing: Pushing, tenancy: Tenancy) -> dict[str, Han
 
 def _bounded(verb: str, handler: Handler) -> Handler:
     """Return ``handler`` inside a span, with a deadline a little shorter than its callers'."""
-    budget_ms = _COMMIT_BUDGET_MS if verb == "commit" else _BUDGET_MS
+    budget_ms = _COMMIT_BUDGET_MS if verb in SLOW_VERBS else _BUDGET_MS
 
     async def handle(request: Any) -> Any:
         with tracer.start_as_current_span(f"identity.{verb}", kind=SpanKind.SERVER):

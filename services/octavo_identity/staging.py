@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from octavo_identity.validator import check_base, validate
-from octavo_shared.errors import BaseMismatch, DependencyUnavailable, InvalidRequest
+from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
 from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.identity import Commit
@@ -93,6 +93,21 @@ class Staging:
     async def store_pack(self, object_key: str, pack: bytes) -> None:
         """Store the pack under a key that is written once."""
         await self._store.write(object_key, pack)
+
+    async def copy_pack(self, source_key: str, digest: Digest, object_key: str) -> None:
+        """Store the pack at ``source_key`` once more, under a key that is written once.
+
+        It is read here and not copied by the object store: a damaged pack would become two, and one that is encrypted
+        for its adapter could not be had this way. Raises ``AdapterUnavailable`` when it is not what its digest says.
+        """
+        async with self._slots:
+            try:
+                pack = await self._store.read(source_key)
+            except ObjectMissing as missing:
+                raise AdapterUnavailable("its pack is not in object storage") from missing
+            if await asyncio.to_thread(digest_of, pack) != digest:
+                raise AdapterUnavailable("the stored pack does not match its digest")
+            await self._store.write(object_key, pack)
 
     async def discard(self, upload_id: str) -> None:
         """Delete what was staged; what cannot be deleted now is swept later."""

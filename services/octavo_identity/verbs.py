@@ -1,27 +1,32 @@
-"""Verbs on adapters that exist: resolve, locate, roll back, grant, revoke, list, history."""
+"""Verbs on adapters that exist: resolve, locate, grant, revoke, tag, list, history."""
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.aliases import alias_for
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
 from octavo_identity.registry import Change
-from octavo_shared.errors import DependencyUnavailable, InvalidRequest
+from octavo_identity.search import Search
+from octavo_identity.states import state_of
+from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import AdapterInfo
-from octavo_shared.references import PRINCIPAL_PATTERN, Reference, check_name, parse_reference
+from octavo_shared.messages.identity import AdapterInfo, Role
+from octavo_shared.references import PRINCIPAL_PATTERN, check_name, parse_reference
 
 _GRANTS_MAX = 256
-_ALIASES_MAX = 32
+_TAGS_MAX = 16
 _LIST_MAX = 1_000
 _LIST_ROUNDS_MAX = 8
 _CONFIRMATIONS_MAX = 16
-_REVISION_NUMBER_MAX = 999_999_999
 _OWNERS_EVENTS = frozenset({"granted", "revoked"})
+_OWNERS_DETAILS = frozenset({"branched"})
+"""Others see that it happened, but not which adapter of whom it came from."""
 
 
 class Verbs:
@@ -39,6 +44,8 @@ class Verbs:
         if request.reference is not None:
             reference = parse_reference(request.reference)
             head = access.check_use(key, await self._registry.head(reference))
+            if not reference.names_revision:
+                reference = replace(reference, alias=alias_for(head, key.principal))
             handle = _handle(head, await self._registry.select(head, reference))
         return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle)
 
@@ -50,38 +57,9 @@ class Verbs:
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference)
         head = access.check_locate(key, await self._registry.head(reference))
-        handle = _handle(head, await self._registry.select(head, reference))
+        # Also a retired revision: what is left of it on workers is what one may want to be rid of.
+        handle = _handle(head, await self._registry.find(head, reference))
         return messages.Resolution(key.principal, key.tenant, self._desk.ids.tenant(key.tenant), key.role, handle)
-
-    async def rollback(self, request: messages.Rollback) -> AdapterInfo:
-        """Move an alias to the named revision, or back to what was served when the one it names was pushed."""
-        key = await self._desk.authenticate(request.credential)
-        reference = adapter_reference(request.adapter)
-        alias = check_name(request.alias, "alias")
-        if request.number is not None and not 1 <= request.number <= _REVISION_NUMBER_MAX:
-            raise InvalidRequest("revision", f"must be 1 to {_REVISION_NUMBER_MAX}")
-
-        async def move(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
-            # What to go back to depends on the head that is replaced, not on one that was read before.
-            number = await self._number_before(owned, reference, alias) if request.number is None else request.number
-            target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
-            aliases = owned.aliases | {alias: number}
-            if len(aliases) > _ALIASES_MAX:
-                raise InvalidRequest("alias", f"would be more than the {_ALIASES_MAX} that an adapter may have")
-            revisions = owned.revisions if target in owned.revisions else (target, *owned.revisions)
-            moved = msgspec.structs.replace(owned, aliases=aliases, revisions=revisions)
-            return Change("alias_moved", moved, f"{alias}: {owned.aliases.get(alias)} -> {number}")
-
-        return info(await self._desk.change(reference, key, request.idempotency_key, move), key)
-
-    async def _number_before(self, head: AdapterHead, reference: Reference, alias: str) -> int:
-        if alias in head.aliases:
-            named = Reference(reference.tenant, reference.adapter, alias=alias)
-            parent = (await self._registry.select(head, named)).parent_number
-            if parent is not None:
-                return parent
-        raise InvalidRequest("revision", "must be given: the alias names no revision that has one before it")
 
     async def grant(self, request: messages.Grant) -> AdapterInfo:
         """Let a principal, or with ``*@tenant`` a whole tenant, use the adapter. Who may already is no event."""
@@ -115,27 +93,53 @@ class Verbs:
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, remove), key)
 
-    async def list(self, request: messages.ListAdapters) -> messages.AdapterList:
-        """Return what the caller owns or was granted, by name; sees the writes that went through this replica.
+    async def tag(self, request: messages.Tag) -> AdapterInfo:
+        """Add and remove tags, by which adapters are found; every user of the adapter sees them."""
+        key = await self._desk.authenticate(request.credential)
+        changed = (*request.add, *request.remove)
+        if not 1 <= len(changed) <= 2 * _TAGS_MAX:
+            raise InvalidRequest("tag", f"must be 1 to {2 * _TAGS_MAX} tags to add or remove")
+        for tag in changed:
+            check_name(tag, "tag")
+        if both := set(request.add) & set(request.remove):
+            raise InvalidRequest("tag", f"cannot be added and removed: {', '.join(sorted(both))}")
 
-        Raises ``DependencyUnavailable`` while the view of the registry is not whole.
+        async def mark(now: AdapterHead | None) -> Change:
+            owned = access.check_own(key, now)
+            tags = tuple(sorted({*owned.tags, *request.add} - {*request.remove}))
+            if len(tags) > _TAGS_MAX:
+                raise InvalidRequest("tag", f"would be more than the {_TAGS_MAX} that an adapter may have")
+            detail = " ".join([*(f"+{tag}" for tag in request.add), *(f"-{tag}" for tag in request.remove)])
+            return Change("tagged", msgspec.structs.replace(owned, tags=tags), detail)
+
+        reference = adapter_reference(request.adapter)
+        return info(await self._desk.change(reference, key, request.idempotency_key, mark), key)
+
+    async def list(self, request: messages.ListAdapters) -> messages.AdapterList:
+        """Return what the caller owns or was granted and what matches, by name; see ``ListAdapters``.
+
+        Sees the writes that went through this replica. Raises ``DependencyUnavailable`` while the view of the registry
+        is not whole.
         """
         key = await self._desk.authenticate(request.credential)
         _check_limit(request.num_max)
         await self._desk.projection.read_own_writes()
+        search = Search.of(request)
+        is_overview = key.role is Role.ADMIN and bool(request.tenant)
+        reader = None if is_overview else key
         found: list[AdapterHead] = []
-        after = request.after
-        # One round, and another one where rights were taken back that the view still holds.
+        after: str | None = request.after
+        # One round, and another one where rights were taken back that the view still holds, or where little matches.
         for _ in range(_LIST_ROUNDS_MAX):
-            num_missing = request.num_max - len(found)
-            seen = await self._desk.projection.usable_by(key, after, num_missing)
-            found += await self._confirmed(key, seen)
-            if len(seen) < num_missing or len(found) == request.num_max:
-                return messages.AdapterList(tuple(info(head, key) for head in found))
-            after = seen[-1].name
-        raise DependencyUnavailable("the view of the registry")
+            assert after is not None
+            page = await self._desk.projection.find(search, reader, after, request.num_max - len(found))
+            found += page.heads if reader is None else await self._confirmed(reader, search, page.heads)
+            after = page.next_after
+            if after is None or len(found) == request.num_max:
+                break
+        return messages.AdapterList(tuple(info(head, key) for head in found), after or "")
 
-    async def _confirmed(self, key: KeyHead, seen: Sequence[AdapterHead]) -> Sequence[AdapterHead]:
+    async def _confirmed(self, key: KeyHead, search: Search, seen: Sequence[AdapterHead]) -> Sequence[AdapterHead]:
         """Return the heads that ``key`` may use; those of others as the leader has them now, if it still may."""
         slots = asyncio.Semaphore(_CONFIRMATIONS_MAX)
 
@@ -144,7 +148,7 @@ class Verbs:
                 return head
             async with slots:
                 now = await self._registry.head(parse_reference(head.name))
-            return now if now is not None and access.may_use(key, now) else None
+            return now if now is not None and access.may_use(key, now) and search.matches(now) else None
 
         confirmed = await asyncio.gather(*(confirm(head) for head in seen))
         return [head for head in confirmed if head is not None]
@@ -161,8 +165,9 @@ class Verbs:
                 event.actor,
                 event.at_ms,
                 sequence,
-                event.detail,
+                event.detail if key.principal == head.owner or event.kind not in _OWNERS_DETAILS else "",
                 event.revision.revision if event.revision else None,
+                state_of(head, event.revision.revision.number) if event.revision else None,
             )
             async for event, sequence in self._registry.ledger(reference, request.num_max)
             if key.principal == head.owner or event.kind not in _OWNERS_EVENTS

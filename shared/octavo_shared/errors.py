@@ -8,8 +8,11 @@ OctavoError
 ├── NotPermitted              403  the key is good but may not do this
 ├── AdapterNotFound           404  not there, or not yours: one answer for both
 ├── RevisionConflict          409  somebody else moved the head first
-├── NameTaken                 409  a tenant of this name exists
+├── AliasMoved                409  the alias does not name the revision that the writer expected
+├── RevisionInUse             409  an alias names the revision that was to be retired
+├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
+├── RevisionRetired           410  the revision is there and will never be served again
 ├── BodyTooLarge              413  a JSON body of more bytes than the limit
 ├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
@@ -112,6 +115,30 @@ class RevisionConflict(OctavoError):
 
     def __init__(self, problem: str = "the adapter changed at the same time; look again and retry") -> None:
         super().__init__(problem)
+
+
+class AliasMoved(OctavoError):
+    code, http_status = "alias_moved", 409
+
+    def __init__(self, alias: str, *, expected: int, actual: int) -> None:
+        named = f"names revision {actual}" if actual else "names no revision"
+        wanted = f"revision {expected}" if expected else "no revision"
+        super().__init__(f"'{alias}' {named}, not {wanted}", alias=alias, expected=expected, actual=actual)
+
+
+class RevisionInUse(OctavoError):
+    code, http_status = "revision_in_use", 409
+
+    def __init__(self, number: int, alias: str) -> None:
+        super().__init__(f"revision {number} is what '{alias}' names; move or remove the alias first",
+                         number=number, alias=alias)  # fmt: skip
+
+
+class RevisionRetired(OctavoError):
+    code, http_status = "revision_retired", 410
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"revision {number} is retired", number=number)
 
 
 class NameTaken(OctavoError):

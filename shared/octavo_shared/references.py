@@ -16,6 +16,8 @@ Fingerprint = NewType("Fingerprint", str)
 
 SERVING = "serving"
 """The alias that a reference without a revision means."""
+CANARY = "canary"
+"""The alias that such a reference means for a share of the principals."""
 
 _NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 NAME_PATTERN = re.compile(rf"{_NAME}\Z")
@@ -41,6 +43,11 @@ class Reference:
     def name(self) -> str:
         """``tenant/adapter`` without the revision."""
         return f"{self.tenant}/{self.adapter}"
+
+    @property
+    def names_revision(self) -> bool:
+        """Tell whether it says which revision is meant."""
+        return self.number is not None or self.digest is not None or self.alias is not None
 
     def __str__(self) -> str:
         if self.number is not None:

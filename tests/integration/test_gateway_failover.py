@@ -84,6 +84,29 @@ async def test_lost_worker_is_followed_by_another_without_a_missing_or_repeated_
     assert relay.exchanges[0].worker is not relay.exchanges[1].worker
 
 
+async def test_a_request_in_flight_ends_with_what_it_started_with_also_on_another_worker(world: World) -> None:
+    relay = Relay(world)
+    old, new = world.diary, None
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal new
+        if await relay.begin(exchange):
+            # Its alias moves in the middle of the answer, and then the worker is lost.
+            new = world.identity.add_adapter("alice/diary", {"alice@alice"}, b"another pack")
+            exchange.worker.die()
+        else:
+            await exchange.answer(world.tokens)
+
+    await world.add_worker("w1", script)
+    await world.add_worker("w2", script)
+    text, _ = await streamed(world)
+    assert text == ANSWER
+    relay.check_second()
+    assert relay.exchanges[0].generate.adapter == relay.exchanges[1].generate.adapter == old
+    assert (await streamed(world))[0] == ANSWER
+    assert relay.exchanges[2].generate.adapter == new != old
+
+
 async def test_lost_worker_without_another_ends_in_a_terminal_error_event(world: World) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.started()

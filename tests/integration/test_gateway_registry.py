@@ -1,12 +1,17 @@
 """Registry routes of the gateway: uploads, packs, keys, eviction; who may, and how much."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from typer.testing import CliRunner
 
+from octavo_cli.answers import ClientError
+from octavo_cli.main import app
 from octavo_gateway.credentials import credential_of
 from octavo_shared.config import StoreSettings
-from octavo_shared.messages.identity import Commit, IssueKey, Rollback
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.identity import Commit, IssueKey, Promote, Rollback
 from octavo_shared.objects import ObjectMissing
 from support.fakes import BASE, BASE_NAME
 from support.gateway_world import World, gateway_world
@@ -132,6 +137,97 @@ async def test_simple_verbs_reach_identity(world: World) -> None:
     assert world.identity.writes[-1].principal == "*@bob"  # type: ignore[attr-defined]
 
 
+async def test_lifecycle_verbs_reach_identity_with_their_idempotency_keys(world: World) -> None:
+    path = "/v1/adapters/alice/diary"
+    asked: list[tuple[str, str, dict[str, object] | None, dict[str, object]]] = [
+        ("POST", f"{path}/promote", {"revision": 12},
+         {"reference": "alice/diary@12", "alias": "serving", "share_percent": None, "expected": None}),
+        ("POST", f"{path}/promote", {"revision": "canary", "alias": "stable", "expect": 0},
+         {"reference": "alice/diary:canary", "alias": "stable", "expected": 0}),
+        ("POST", f"{path}/promote", {"revision": "sha256:" + "0" * 64, "alias": "canary", "share": 10},
+         {"reference": "alice/diary@sha256:" + "0" * 64, "alias": "canary", "share_percent": 10}),
+        ("DELETE", f"{path}/aliases/canary", None, {"adapter": "alice/diary", "alias": "canary"}),
+        ("POST", f"{path}/retire", {"revision": 3}, {"adapter": "alice/diary", "number": 3}),
+        ("POST", "/v1/adapters/alice/poems/branch", {"source": "bob/x@1"}, {"adapter": "alice/poems",
+                                                                            "source": "bob/x@1"}),
+        ("POST", f"{path}/tags", {"add": ["work"], "remove": ["old"]}, {"add": ("work",), "remove": ("old",)}),
+    ]  # fmt: skip
+    for number, (method, url, body, fields) in enumerate(asked):
+        headers = world.key() | {"Idempotency-Key": f"key {number}"}
+        response = await world.http.request(method, url, json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        order = world.identity.writes[-1]
+        expected = fields | {"idempotency_key": f"key {number}"}
+        assert {name: getattr(order, name) for name in expected} == expected, url
+        assert (await world.http.request(method, url, json=body)).status_code == 401
+    assert len(world.identity.writes) == len(asked)
+
+
+async def test_a_push_may_move_another_alias_or_none(world: World) -> None:
+    await world.add_worker("w1", lambda exchange: exchange.busy())
+    for fields, alias in (({}, "serving"), ({"alias": "canary"}, "canary"), ({"alias": None}, None)):
+        body = {"upload_id": "u" * 16} | fields
+        await world.http.post("/v1/adapters/alice/diary/revisions", json=body, headers=world.key())
+        order = world.identity.writes[-1]
+        assert isinstance(order, Commit)
+        assert order.alias == alias
+
+
+async def test_a_search_reaches_identity(world: World) -> None:
+    query = {"tenant": "alice", "owner": "a@b", "base": "sha256:0", "state": "draft", "tag": "work", "prefix": "al"}
+    found = await world.http.get("/v1/adapters", params=query | {"limit": "7", "after": "a/b"}, headers=world.key())
+    assert found.json()["next_after"] == ""
+    order = world.identity.lists[-1]
+    assert {name: getattr(order, name) for name in query} == query
+    assert (order.num_max, order.after) == (7, "a/b")
+
+
+async def test_the_schema_names_the_fields_of_the_new_routes(world: World) -> None:
+    paths = (await world.http.get("/schema/openapi.json")).json()["paths"]
+    for verb, fields in {
+        "promote": {"revision", "alias", "share", "expect"}, "retire": {"revision"}, "branch": {"source"},
+        "tags": {"add", "remove"},
+    }.items():  # fmt: skip
+        body = paths[f"/v1/adapters/{{tenant}}/{{name}}/{verb}"]["post"]["requestBody"]["content"]
+        assert set(body["application/json"]["schema"]["properties"]) == fields
+    queries = {parameter["name"] for parameter in paths["/v1/adapters"]["get"]["parameters"]}
+    assert queries >= {"tenant", "owner", "base", "state", "tag", "prefix", "after", "limit"}
+
+
+async def test_the_command_line_speaks_all_of_it(world: World) -> None:
+    where = {"OCTAVO_GATEWAY_URL": str(world.http.base_url), "OCTAVO_KEY": world.alice}
+
+    async def octavo(*words: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, None, where)
+        assert result.exit_code == 0, (words, result.output, result.exception)
+        return result.output
+
+    assert await octavo("promote", "alice/diary@12", "--alias", "canary", "--share", "10", "--expect", "3") == (
+        "alice/diary: serving 3\n"
+    )
+    assert world.identity.writes[-1] == Promote(
+        credential=world.identity.writes[-1].credential, idempotency_key=world.identity.writes[-1].idempotency_key,  # type: ignore[attr-defined]
+        reference="alice/diary@12", alias="canary", share_percent=10, expected=3,
+    )  # fmt: skip
+    for words, fields in [
+        (["promote", "alice/diary:canary"], {"reference": "alice/diary:canary", "alias": "serving", "expected": None}),
+        (["unalias", "alice/diary", "canary"], {"adapter": "alice/diary", "alias": "canary"}),
+        (["retire", "alice/diary@3"], {"adapter": "alice/diary", "number": 3}),
+        (["branch", "bob/x", "alice/poems"], {"source": "bob/x", "adapter": "alice/poems"}),
+        (["tag", "alice/diary", "+work", "-draft", "+key", "-key2"], {"add": ("work", "key"),
+                                                                     "remove": ("draft", "key2")}),
+    ]:  # fmt: skip
+        await octavo(*words)
+        order = world.identity.writes[-1]
+        assert {name: getattr(order, name) for name in fields} == fields
+    assert "alice/diary" in await octavo("ls", "--tag", "work", "--state", "draft")
+    assert (world.identity.lists[-1].tag, world.identity.lists[-1].state) == ("work", "draft")
+    for words in (["promote", "alice/diary"], ["retire", "alice/diary:stable"], ["tag", "alice/diary", "work"]):
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, None, where)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, (ClientError, InvalidRequest))
+
+
 async def test_bad_bodies_and_queries_name_their_field(world: World) -> None:
     for method, path, body, field in (
         ("POST", "/v1/tenants", {"tenant": "No Name"}, "tenant"),
@@ -142,6 +238,14 @@ async def test_bad_bodies_and_queries_name_their_field(world: World) -> None:
         ("POST", "/v1/adapters/alice/diary/revisions", {"upload_id": "u" * 16, "base": "x"}, "base"),
         ("POST", "/v1/adapters/alice/diary/rollback", {"revision": 0}, "revision"),
         ("POST", "/v1/adapters/alice/diary/rollback", {"revision": 10**30}, "revision"),
+        ("POST", "/v1/adapters/alice/diary/promote", {"revision": 0}, "revision"),
+        ("POST", "/v1/adapters/alice/diary/promote", {"revision": "No Alias"}, "revision"),
+        ("POST", "/v1/adapters/alice/diary/promote", {"revision": 1, "share": 101}, "share"),
+        ("POST", "/v1/adapters/alice/diary/promote", {"revision": 1, "expect": -1}, "expect"),
+        ("POST", "/v1/adapters/alice/diary/retire", {"revision": "3"}, "revision"),
+        ("POST", "/v1/adapters/alice/diary/branch", {"source": "diary"}, "source"),
+        ("POST", "/v1/adapters/alice/diary/tags", {"add": "work"}, "add"),
+        ("GET", "/v1/adapters?state=king", None, "state"),
         ("GET", "/v1/adapters?limit=0", None, "limit"),
         ("GET", "/v1/adapters?limit=many", None, "limit"),
     ):

@@ -12,6 +12,7 @@ from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     BeginUpload,
+    Branch,
     CheckUpload,
     Commit,
     CreateTenant,
@@ -24,14 +25,18 @@ from octavo_shared.messages.identity import (
     KeyIssued,
     ListAdapters,
     Locate,
+    Promote,
     Resolution,
     Resolve,
+    Retire,
     Revision,
     Revoke,
     RevokeKey,
     Role,
     Rollback,
+    Tag,
     TenantCreated,
+    Unalias,
     UploadBegun,
     UploadChecked,
 )
@@ -50,6 +55,7 @@ class FakeIdentity:
         self._keys: dict[str, tuple[Credential, str, str, Role]] = {}
         self._adapters: dict[str, tuple[AdapterHandle, set[str]]] = {}
         self.writes: list[object] = []
+        self.lists: list[ListAdapters] = []
 
     async def start(self) -> None:
         for verb, (request, _) in VERBS.items():
@@ -103,6 +109,7 @@ class FakeIdentity:
                     raise AdapterNotFound
                 return Resolution(principal, tenant, "t-" + tenant, role, adapter)
             case ListAdapters():
+                self.lists.append(request)
                 names = sorted(name for name, (_, principals) in self._adapters.items() if principal in principals)
                 return AdapterList(tuple(self._info(name) for name in names))
             case History():
@@ -120,9 +127,12 @@ class FakeIdentity:
                 return KeyIssued(request.key_id, f"{request.user}@{request.tenant}", request.role)
             case RevokeKey():
                 return KeyIssued(request.key_id, principal, role)
-            case Commit() | Rollback() | Grant() | Revoke():
+            case Commit() | Rollback() | Grant() | Revoke() | Unalias() | Retire() | Branch() | Tag():
                 self.writes.append(request)
                 return self._info(request.adapter)
+            case Promote(reference=reference):
+                self.writes.append(request)
+                return self._info(parse_reference(reference).name)
         raise AssertionError(f"no answer for {type(request).__name__}")
 
 

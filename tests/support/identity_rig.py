@@ -12,12 +12,13 @@ from typing import Any
 import msgspec
 
 from octavo_cli.local_servers import NatsServer
+from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
-from octavo_identity.registry import Change, with_revision
+from octavo_identity.registry import Change
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
 from octavo_shared import subjects

@@ -5,6 +5,7 @@ import pytest
 
 from octavo_identity.catalogue import Catalogue, Hint, Position
 from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
+from octavo_identity.search import Search
 from octavo_shared.messages.identity import Revision
 from octavo_shared.references import AdapterId, Digest, TenantId
 from support.adapters import TINY_FINGERPRINT
@@ -33,7 +34,7 @@ def filled(path: Path, *events: RegistryEvent) -> Catalogue:
 
 
 def names(catalogue: Catalogue, principal: str, after: str = "", num_max: int = 100) -> list[str]:
-    return [head.name for head in catalogue.usable_by(principal, principal.split("@")[1], after, num_max)]
+    return [head.name for head in catalogue.find(Search(), (principal, principal.split("@")[1]), after, num_max).heads]
 
 
 def test_a_page_merges_what_is_ones_own_and_what_ones_tenant_was_granted(tmp_path: Path) -> None:
@@ -53,6 +54,31 @@ def test_a_page_merges_what_is_ones_own_and_what_ones_tenant_was_granted(tmp_pat
         for position, after in enumerate(usable, 1):
             assert names(catalogue, "alice@home", after, num_max) == usable[position : position + num_max]
     assert names(catalogue, "nobody@nowhere") == []
+    catalogue.close()
+
+
+def test_a_search_looks_at_so_many_names_and_says_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo_identity.catalogue._NAMES_MAX", 10)
+    catalogue = filled(
+        tmp_path / "view",
+        *(event(f"home/a{number:02}", "bob@home" if number == 25 else "alice@home", "*@home") for number in range(30)),
+        event("away/a", "bob@home"),
+    )
+    search, reader = Search(tenant="home", owner="bob@home"), ("carol@home", "home")
+    for who in (reader, None):
+        after, found, stops = "", [], []
+        while True:
+            page = catalogue.find(search, who, after, 5)
+            found += [head.name for head in page.heads]
+            if page.next_after is None:
+                break
+            after = page.next_after
+            stops.append(after)
+        assert found == ["home/a25"]
+        assert stops == ["home/a09", "home/a19", "home/a29"]
+    assert catalogue.find(Search(owner="bob@home"), ("mallory@away", "away"), "", 5).heads == []
     catalogue.close()
 
 

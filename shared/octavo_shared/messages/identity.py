@@ -116,7 +116,9 @@ class UploadChecked(msgspec.Struct, frozen=True):
 
 
 class Commit(_Write, frozen=True, kw_only=True):
-    """Validate what was staged, store the pack, then make it the adapter's next revision and serve it.
+    """Validate what was staged, store the pack, then make it the adapter's next revision, which ``alias`` names.
+
+    With ``alias`` None no alias moves: the revision is a draft.
 
     ``declared_base`` is what the pusher says that the adapter was trained on (None: not said);
     ``served_base`` is the base of this deployment. ``dtype`` ``bf16`` stores the small form.
@@ -128,6 +130,16 @@ class Commit(_Write, frozen=True, kw_only=True):
     declared_base: Fingerprint | None = None
     dtype: str | None = None
     note: str = ""
+    alias: str | None = "serving"
+
+
+class RevisionState(StrEnum):
+    DRAFT = "draft"
+    """No alias names it: not yet, or not any more."""
+    SERVING = "serving"
+    """Some alias names it."""
+    RETIRED = "retired"
+    """It is never resolved and never named again. Its pack stays."""
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -156,14 +168,65 @@ class AdapterInfo(msgspec.Struct, frozen=True):
     latest: Revision
     grants: tuple[str, ...] = ()
     num_revisions: int = 0
+    state: RevisionState = RevisionState.DRAFT
+    """Of ``latest``."""
+    canary_percent: int = 0
+    tags: tuple[str, ...] = ()
+    retired: tuple[tuple[int, int], ...] = ()
+    """Ranges of retired revisions, both ends included."""
 
 
 class Rollback(_Write, frozen=True, kw_only=True):
-    """Move ``alias`` to revision ``number``, 1 to 999,999,999 (None: to the parent of the one it names now)."""
+    """Move ``alias`` to revision ``number``, 1 to 999,999,999 (None: to what it named before)."""
 
     adapter: str
     number: int | None = None
     alias: str = "serving"
+
+
+class Promote(_Write, frozen=True, kw_only=True):
+    """Let ``alias`` name the revision that ``reference`` names (``…@12``, ``…@sha256:…`` or ``…:alias``).
+
+    ``share_percent`` is for the alias ``canary`` only (None: as it was): the share of principals whose requests without
+    a revision get it. ``expected`` is the number that the alias must name now, 0 for none; else ``AliasMoved``.
+    """
+
+    reference: str
+    alias: str = "serving"
+    share_percent: int | None = None
+    expected: int | None = None
+
+
+class Unalias(_Write, frozen=True, kw_only=True):
+    """Remove an alias, but for ``serving``. Its revisions stay."""
+
+    adapter: str
+    alias: str
+
+
+class Retire(_Write, frozen=True, kw_only=True):
+    """Never serve revision ``number`` again. There is no way back; refused while an alias names it."""
+
+    adapter: str
+    number: int
+
+
+class Branch(_Write, frozen=True, kw_only=True):
+    """Make the new adapter ``adapter`` whose first revision is the one that ``source`` names, with a pack of its own.
+
+    Needs the right to use the source and to push the new adapter.
+    """
+
+    source: str
+    adapter: str
+
+
+class Tag(_Write, frozen=True, kw_only=True):
+    """Add and remove tags of an adapter."""
+
+    adapter: str
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
 
 
 class Grant(_Write, frozen=True, kw_only=True):
@@ -182,14 +245,27 @@ class Revoke(_Write, frozen=True, kw_only=True):
 
 
 class ListAdapters(_Request, frozen=True, kw_only=True):
-    """Adapters that the caller owns or was granted, ordered by name, after the name ``after``."""
+    """Adapters that the caller owns or was granted, ordered by name, after ``after``: all those that match.
+
+    To an admin who names a ``tenant`` all its adapters are shown, which gives no right to use them. ``base`` and
+    ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter`` begins with.
+    """
 
     after: str = ""
     num_max: int = 100
+    tenant: str = ""
+    owner: str = ""
+    base: str = ""
+    state: RevisionState | None = None
+    tag: str = ""
+    prefix: str = ""
 
 
 class AdapterList(msgspec.Struct, frozen=True):
+    """A page, which may be short. ``next_after`` is what the next one comes after; empty: there is no more."""
+
     adapters: tuple[AdapterInfo, ...]
+    next_after: str = ""
 
 
 class History(_Request, frozen=True, kw_only=True):
@@ -206,6 +282,8 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     sequence: int
     detail: str
     revision: Revision | None = None
+    state: RevisionState | None = None
+    """The state of ``revision`` now."""
 
 
 class HistoryList(msgspec.Struct, frozen=True):
@@ -222,9 +300,17 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "check_upload": (CheckUpload, UploadChecked),
     "commit": (Commit, AdapterInfo),
     "rollback": (Rollback, AdapterInfo),
+    "promote": (Promote, AdapterInfo),
+    "unalias": (Unalias, AdapterInfo),
+    "retire": (Retire, AdapterInfo),
+    "branch": (Branch, AdapterInfo),
+    "tag": (Tag, AdapterInfo),
     "grant": (Grant, AdapterInfo),
     "revoke": (Revoke, AdapterInfo),
     "list": (ListAdapters, AdapterList),
     "history": (History, HistoryList),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
+
+SLOW_VERBS = frozenset({"commit", "branch"})
+"""Those that move a pack."""

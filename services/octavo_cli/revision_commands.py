@@ -1,0 +1,65 @@
+"""The commands that say which revisions of an adapter are served, and under which tags it is found."""
+
+from typing import Annotated
+
+import typer
+
+from octavo_cli.answers import ClientError
+from octavo_cli.client import Client
+from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument
+from octavo_cli.registry_commands import aliases_of
+
+
+def promote(
+    reference: ReferenceArgument,
+    gateway: Gateway,
+    key: Key,
+    alias: Annotated[str, typer.Option(help="serving, stable, canary or a name of your own")] = "serving",
+    share: Annotated[int | None, typer.Option(min=0, max=100, help="percent of principals for the canary")] = None,
+    expect: Annotated[int | None, typer.Option(min=0, help="only if the alias names this revision; 0: none")] = None,
+) -> None:
+    """Let an alias name a revision; the next request gets it."""
+    with Client(gateway, key) as client:
+        info = client.promote(reference, alias, share, expect)
+    typer.echo(f"{info.name}: {aliases_of(info)}")
+
+
+def unalias(adapter: Adapter, alias: str, gateway: Gateway, key: Key) -> None:
+    """Remove an alias; its revision stays."""
+    with Client(gateway, key) as client:
+        info = client.unalias(adapter, alias)
+    typer.echo(f"{info.name}: {aliases_of(info)}")
+
+
+def retire(revision: Annotated[str, typer.Argument(help="tenant/adapter@12")], gateway: Gateway, key: Key) -> None:
+    """Never serve a revision again; there is no way back."""
+    with Client(gateway, key) as client:
+        client.retire(revision)
+    typer.echo(f"{revision} is retired")
+
+
+def branch(
+    source: ReferenceArgument,
+    adapter: Annotated[str, typer.Argument(help="the new one, tenant/adapter")],
+    gateway: Gateway,
+    key: Key,
+) -> None:
+    """Make a new adapter from a revision of one that this key may use."""
+    with Client(gateway, key) as client:
+        info = client.branch(source, adapter)
+    typer.echo(f"{info.name}@{info.latest.number}  {info.latest.digest}")
+
+
+def tag(
+    adapter: Adapter,
+    changes: Annotated[list[str], typer.Argument(help="+work adds a tag, -draft removes one")],
+    gateway: Gateway,
+    key: Key,
+) -> None:
+    """Add and remove an adapter's tags."""
+    if wrong := [change for change in changes if change[:1] not in ("+", "-")]:
+        raise ClientError("bad_tag", f"'{wrong[0]}' must begin with + or -", 0)
+    add, remove = ([change[1:] for change in changes if change[0] == sign] for sign in "+-")
+    with Client(gateway, key) as client:
+        info = client.tag(adapter, add, remove)
+    typer.echo(f"{info.name}: {', '.join(info.tags) or 'no tags'}")

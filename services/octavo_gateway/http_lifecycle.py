@@ -1,0 +1,104 @@
+"""What is served of an adapter, over HTTP: promote, unalias, retire, branch, tag. Thin clients of identity."""
+
+from typing import Any
+
+from litestar import delete, post
+from litestar.params import FromPath
+
+from octavo_gateway.bodies import decode_body
+from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
+from octavo_gateway.http_schema import operation_with
+from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, TagBody
+from octavo_shared.messages.identity import AdapterInfo, Branch, Promote, Retire, Tag, Unalias
+from octavo_shared.references import parse_reference
+
+
+class LifecycleRoutes:
+    """Routes under one adapter; ``handlers`` are given to Litestar."""
+
+    def __init__(self, identity: IdentityClient) -> None:
+        self._identity = identity
+
+    def handlers(self) -> list[Any]:
+        return [*self._aliases(), *self._others()]
+
+    def _aliases(self) -> list[Any]:
+        @post("/v1/adapters/{tenant:str}/{name:str}/promote", status_code=200,
+              operation_class=operation_with(PromoteBody))  # fmt: skip
+        async def promote(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Let an alias name a revision, if it still names the expected one."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), PromoteBody)
+            order = Promote(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                reference=revision_reference(tenant, name, str(body.revision)),
+                alias=body.alias,
+                share_percent=body.share,
+                expected=body.expect,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        @delete("/v1/adapters/{tenant:str}/{name:str}/aliases/{alias:str}", status_code=200)
+        async def unalias(
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], alias: FromPath[str]
+        ) -> AdapterInfo:
+            """Remove an alias, but for `serving`."""
+            order = Unalias(
+                credential=caller_of(request),
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                alias=alias,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [promote, unalias]
+
+    def _others(self) -> list[Any]:
+        @post("/v1/adapters/{tenant:str}/{name:str}/retire", status_code=200,
+              operation_class=operation_with(RetireBody))  # fmt: skip
+        async def retire(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Never serve a revision again; there is no way back."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), RetireBody)
+            order = Retire(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                number=body.revision,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/branch", status_code=200,
+              operation_class=operation_with(BranchBody))  # fmt: skip
+        async def branch(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Make this new adapter from a revision of one that this key may use."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), BranchBody)
+            order = Branch(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                source=str(parse_reference(body.source, "source")),
+                adapter=adapter_name(tenant, name),
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/tags", status_code=200,
+              operation_class=operation_with(TagBody))  # fmt: skip
+        async def tag(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Add and remove tags."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), TagBody)
+            order = Tag(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                add=body.add,
+                remove=body.remove,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [retire, branch, tag]

@@ -1,0 +1,67 @@
+"""What a listing is narrowed to. Pure: SQLite is asked for it, and a head from the leader is held against it."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from octavo_identity.records import AdapterHead
+from octavo_identity.states import state_of
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.identity import ListAdapters, RevisionState
+
+_TEXT_LENGTH_MAX = 200
+_HIGHEST = "\x7f"
+"""Comes after every character that a name may hold."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Empty fields match everything. ``base`` and ``state`` are those of the latest revision."""
+
+    tenant: str = ""
+    owner: str = ""
+    base: str = ""
+    state: RevisionState | None = None
+    tag: str = ""
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, request: ListAdapters) -> Self:
+        """Return what ``request`` asks for; raises ``InvalidRequest`` for what is longer than anything can be."""
+        for field in ("after", "tenant", "owner", "base", "tag", "prefix"):
+            if len(getattr(request, field)) > _TEXT_LENGTH_MAX:
+                raise InvalidRequest(field, f"is longer than {_TEXT_LENGTH_MAX} characters")
+        return cls(request.tenant, request.owner, request.base, request.state, request.tag, request.prefix)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Tell whether names alone do not say what matches."""
+        return bool(self.owner or self.base or self.state or self.tag)
+
+    @property
+    def low(self) -> str:
+        """Names that match are not before this one."""
+        return max(self.prefix, f"{self.tenant}/" if self.tenant else "")
+
+    @property
+    def high(self) -> str:
+        """Names that match are before this one."""
+        return min(self.prefix + _HIGHEST, f"{self.tenant}/{_HIGHEST}" if self.tenant else _HIGHEST)
+
+    def matches(self, head: AdapterHead) -> bool:
+        """Tell whether the adapter is one that is looked for."""
+        base, state = latest_of(head)
+        return (
+            self.low <= head.name < self.high
+            and self.owner in ("", head.owner)
+            and self.base in ("", base)
+            and self.state in (None, state)
+            and (not self.tag or self.tag in head.tags)
+        )
+
+
+def latest_of(head: AdapterHead) -> tuple[str, RevisionState]:
+    """Return base and state of the latest revision, which a head never forgets."""
+    latest = max((stored.revision for stored in head.revisions), key=lambda revision: revision.number, default=None)
+    if latest is None:
+        return "", RevisionState.DRAFT
+    return latest.base, state_of(head, latest.number)
