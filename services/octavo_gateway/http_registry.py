@@ -57,7 +57,8 @@ def adapter_name(tenant: str, name: str) -> str:
     return parse_reference(f"{tenant}/{name}", "adapter").name
 
 
-def _reference(tenant: str, name: str, revision: str | None) -> str:
+def revision_reference(tenant: str, name: str, revision: str | None) -> str:
+    """Return the reference to a revision by number, digest or alias; None: to the one that is served."""
     if revision is None:
         return adapter_name(tenant, name)
     mark = "@" if revision.isdecimal() or revision.startswith("sha256:") else ":"
@@ -145,7 +146,7 @@ class RegistryRoutes:
             request: AnyRequest, tenant: FromPath[str], name: FromPath[str], revision: FromQuery[str | None] = None
         ) -> Response[bytes]:
             """Download a revision's pack."""
-            resolution = await self._identity.resolve(caller_of(request), _reference(tenant, name, revision))
+            resolution = await self._identity.resolve(caller_of(request), revision_reference(tenant, name, revision))
             adapter = resolution.adapter
             assert adapter is not None, "a reference was asked for"
             headers = {

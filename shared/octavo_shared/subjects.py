@@ -26,6 +26,10 @@ RESIDENCY_QUEUE = "residency"
 REGISTRY_STREAM = "OCTAVO_REGISTRY"
 REGISTRY_SUBJECTS = (f"{PREFIX}.registry.>", f"{PREFIX}.keys.>")
 
+CHECKPOINT_STREAM = "OCTAVO_CHECKPOINTS"
+CHECKPOINTS = f"{PREFIX}.checkpoints"
+"""Signed roots of the Merkle tree over the registry stream."""
+
 
 def identity(verb: str) -> str:
     """Subject of one identity verb, served by the queue group ``IDENTITY_QUEUE``."""
