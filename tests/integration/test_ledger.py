@@ -19,13 +19,16 @@ from octavo_gateway.credentials import new_key
 from octavo_gateway.service import Gateway
 from octavo_gateway.settings import GatewaySettings
 from octavo_identity.checkpoints import Checkpoints
+from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
+from octavo_identity.ids import Ids
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
 from octavo_identity.proving import Proving
 from octavo_identity.records import KeyHead, RegistryEvent
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
+from octavo_identity.stream import StreamState
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import Checkpoint, Signer
@@ -34,7 +37,7 @@ from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, Invalid
 from octavo_shared.merkle import Tree, is_consistent
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent
-from support.identity_rig import Client, Parts, identity, own_identity, own_nats, parts
+from support.identity_rig import Client, CountingHeads, Parts, identity, own_identity, own_nats, parts
 
 SIGNER = Signer(bytes(32))
 ROOT_KEY = m.Credential("a" * 16, bytes(32))
@@ -181,6 +184,11 @@ async def newest(one: Parts) -> Checkpoint:
     return SIGNER.verifier.open(found[0])
 
 
+async def num_checkpoints(one: Parts) -> int:
+    bus = one.heads._stream._bus
+    return (await bus.jetstream.stream_info(subjects.CHECKPOINT_STREAM)).state.messages
+
+
 async def tree_of_stream(one: Parts) -> Tree:
     """Build the tree from the stream alone."""
     tree = Tree()
@@ -204,7 +212,7 @@ async def test_checkpoints_follow_the_stream_and_each_other(one: Parts) -> None:
         assert new.root == tree.root(new.size)
         proof = tree.consistency_proof(old.size, new.size)
         assert is_consistent(old.size, old.root, new.size, new.root, proof)
-    assert (await one.heads._stream._jetstream.stream_info(subjects.CHECKPOINT_STREAM)).state.messages == 4
+    assert await num_checkpoints(one) == 4
 
 
 async def test_two_that_sign_at_once_never_contradict_each_other_and_never_go_back(one: Parts, tmp_path: Path) -> None:
@@ -222,6 +230,7 @@ async def test_two_that_sign_at_once_never_contradict_each_other_and_never_go_ba
         assert now.size > size
         assert now.root == (await tree_of_stream(one)).root(now.size)
         size = now.size
+    assert await num_checkpoints(one) == 6
     behind.close()
 
 
@@ -244,7 +253,7 @@ async def test_the_tree_survives_a_restart_without_the_stream(one: Parts, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "damage", ["UPDATE leaves SET hash = zeroblob(32) WHERE sequence = 3", "DELETE FROM leaves WHERE sequence = 3"]
+    "damage", ["UPDATE leaves SET hash = zeroblob(32)", "UPDATE leaves SET hash = zeroblob(31)", "DELETE FROM leaves"]
 )
 async def test_a_tree_whose_file_was_damaged_is_read_from_the_stream_again(
     damage: str, one: Parts, tmp_path: Path
@@ -255,7 +264,7 @@ async def test_a_tree_whose_file_was_damaged_is_read_from_the_stream_again(
     (path,) = (tmp_path / "identity").glob("*.sqlite")
     one.projection.close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
-        file.execute(damage)
+        file.execute(f"{damage} WHERE sequence = 3")
     one.projection = Projection(path)
     ledger = await ledger_of(one)
     await one.add_revisions("home/diary", 1)
@@ -265,6 +274,37 @@ async def test_a_tree_whose_file_was_damaged_is_read_from_the_stream_again(
     await one.catch_up()
     await ledger.sign_behind()
     assert await newest(one) == Checkpoint("octavo/registry", 7, (await tree_of_stream(one)).root(7))
+
+
+class ReplacedHeads(HeadStore):
+    """Another stream of the same name, begun since the view was made."""
+
+    async def state(self) -> StreamState:
+        return StreamState("another", 1.0, 1_000)
+
+
+async def test_a_tree_of_a_stream_that_was_replaced_is_not_signed(one: Parts) -> None:
+    ledger = await ledger_of(one)
+    await one.catch_up()
+    ledger._heads = ReplacedHeads(one.heads._stream._bus, 1)
+    await ledger.sign_behind()
+    assert await num_checkpoints(one) == 0
+
+
+async def test_a_proof_waits_for_a_view_that_another_replicas_push_has_not_come_to(one: Parts) -> None:
+    ledger = await ledger_of(one)
+    await one.add_revisions("home/diary", 1)
+    await one.catch_up()
+    await one.add_revisions("home/diary", 1)
+    request = m.Prove(credential=ROOT_KEY, reference="home/diary@2")
+    asking = asyncio.create_task(Proving(one.desk, ledger).prove(request))
+    async with asyncio.timeout(5):
+        while one.projection._wanted < 3 and not asking.done():
+            await asyncio.sleep(0.01)
+    await one.catch_up()
+    await ledger.sign_behind()
+    proof = await asking
+    assert (proof.number, proof.event.sequence) == (2, 3)
 
 
 async def test_a_stream_that_contradicts_what_was_signed_is_never_signed(one: Parts) -> None:
@@ -301,22 +341,20 @@ def audit_page(page: AuditPage) -> Checkpoint:
 
 
 class TamperedHeads(HeadStore):
-    """A stream in which somebody changed the stored bytes of one event, or lost it, after it was signed."""
+    """A stream in which somebody flipped a bit in the stored bytes of one event after it was signed."""
 
-    sequence, is_lost = 0, False
+    sequence = 0
 
     async def read_what_is_left(self, first: int, last: int) -> list[LedgerEvent]:
-        events = []
-        for event in await super().read_what_is_left(first, last):
-            if event.sequence != self.sequence:
-                events.append(event)
-            elif not self.is_lost:
-                events.append(msgspec.structs.replace(event, data=event.data[:-1] + bytes([event.data[-1] ^ 1])))
-        return events
+        return [
+            event
+            if event.sequence != self.sequence
+            else msgspec.structs.replace(event, data=event.data[:-1] + bytes([event.data[-1] ^ 1]))
+            for event in await super().read_what_is_left(first, last)
+        ]
 
 
-@pytest.mark.parametrize(("is_lost", "problem"), [(False, "is not what it was"), (True, "is missing")])
-async def test_an_audit_names_what_was_changed_in_the_stream(is_lost: bool, problem: str, one: Parts) -> None:
+async def test_an_audit_names_the_event_that_was_changed_in_the_stream(one: Parts) -> None:
     await one.add_revisions("home/diary", 9)
     await one.catch_up()
     ledger = await ledger_of(one)
@@ -325,10 +363,30 @@ async def test_an_audit_names_what_was_changed_in_the_stream(is_lost: bool, prob
     one.desk.heads = heads
     request = m.Audit(credential=ROOT_KEY, first=1)
     assert audit_page(await Proving(one.desk, ledger).audit(request)).size == 10
-    heads.sequence, heads.is_lost = 6, is_lost
+    heads.sequence = 6
     page = await Proving(one.desk, ledger).audit(request)
-    with pytest.raises(NotProven, match=f"event 6 {problem}"):
+    with pytest.raises(NotProven, match="event 6 is not what it was"):
         audit_page(page)
+
+
+@pytest.mark.parametrize("sequence", [1, 3, 5])
+async def test_an_audit_names_the_event_that_the_stream_has_lost(sequence: int, tmp_path: Path) -> None:
+    async with own_nats(tmp_path / "nats") as nats, Bus(nats.url, "test") as bus:
+        # Unlike the real one, this stream allows a message to be deleted.
+        await bus.jetstream.add_stream(name=subjects.REGISTRY_STREAM, subjects=list(subjects.REGISTRY_SUBJECTS))
+        heads, ids, projection = CountingHeads(bus, 1), Ids(bytes(32)), Projection(tmp_path / "view.sqlite")
+        one = Parts(heads, ids, projection, Desk(heads, ids, projection))
+        await one.add_revisions("home/diary", 5)
+        await one.catch_up()
+        ledger = await ledger_of(one)
+        await ledger.sign_behind()
+        key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", m.Role.ADMIN)
+        await heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, key))
+        await bus.jetstream.delete_msg(subjects.REGISTRY_STREAM, sequence)
+        page = await Proving(one.desk, ledger).audit(m.Audit(credential=ROOT_KEY, first=1))
+        with pytest.raises(NotProven, match=f"event {sequence} is missing"):
+            audit_page(page)
+        projection.close()
 
 
 async def test_a_large_audit_comes_in_pages(one: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

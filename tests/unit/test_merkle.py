@@ -130,6 +130,8 @@ def test_whatever_is_changed_in_an_inclusion_proof_fails(data: st.DataObject) ->
     assert not is_included(changed(here, bit), index, size, proof, root)
     assert not is_included(here, index, size, proof, changed(root, bit))
     assert not is_included(here, index, size, proof[:position] + proof[position + 1 :], root)
+    # A node, the root itself at the last, does not pass for the leaf below it.
+    assert not is_included(root, index, size, (), root)
     assert not is_included(here, index, size, (*proof[:position], root, *proof[position:]), root)
     assert not is_included(here, index, size, (*proof[:position], proof[position][:-1], *proof[position + 1 :]), root)
     other = data.draw(st.integers(-1, SIZE_MAX).filter(lambda number: number != index))

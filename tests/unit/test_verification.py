@@ -186,6 +186,14 @@ def test_an_audit_is_not_taken_in_by_leaf_hashes_that_were_changed_too() -> None
         audited(bad, remembered=bad)
 
 
+def test_an_audit_names_no_event_on_the_word_of_leaf_hashes_that_were_not_signed() -> None:
+    bad, remembered = [*EVENTS], [*EVENTS]
+    bad[9] = replaced(bad[9], data=flipped(bad[9].data, 100))
+    remembered[3] = replaced(remembered[3], data=b"never seen")
+    with pytest.raises(NotProven, match="do not lead to the signed root"):
+        audited(bad, remembered=remembered)
+
+
 def test_an_audit_ends_when_nothing_is_shown() -> None:
     with pytest.raises(NotProven, match="nothing was shown of event 1"):
         Auditor(TRUSTED).take(page_of([], signed_root(EVENTS, OLD_SIZE), [], 1, 7))
