@@ -25,6 +25,7 @@ from octavo_shared.messages.identity import (
     TenantCreated,
     UploadBegun,
 )
+from octavo_shared.messages.ledger import AuditPage, RevisionProof
 from octavo_shared.references import parse_reference
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
@@ -83,6 +84,17 @@ class Client:
     def history(self, adapter: str) -> tuple[HistoryEntry, ...]:
         """Return what happened to ``adapter``, newest first."""
         return self._call("GET", f"{_path(adapter)}/history", HistoryList).entries
+
+    def prove(self, reference: str, old_size: int = 0) -> RevisionProof:
+        """Return what proves a revision, and that the ledger goes on from its first ``old_size`` events."""
+        parsed = parse_reference(reference, "adapter")
+        chosen = parsed.number or parsed.digest or parsed.alias
+        revision = f"&revision={quote(str(chosen), safe='')}" if chosen else ""
+        return self._call("GET", f"{_path(parsed.name)}/proof?old_size={old_size}{revision}", RevisionProof)
+
+    def audit(self, first: int, old_size: int = 0) -> AuditPage:
+        """Return a page of all events, from sequence ``first`` on (admin)."""
+        return self._call("GET", f"/v1/ledger/events?first={first}&old_size={old_size}", AuditPage)
 
     def rollback(self, adapter: str, revision: int | None = None, alias: str = "serving") -> AdapterInfo:
         body: dict[str, object] = {"alias": alias} | ({} if revision is None else {"revision": revision})

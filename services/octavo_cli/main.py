@@ -16,6 +16,7 @@ from octavo_cli.local_commands import demo_here, up_here
 from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
+from octavo_cli.verify_command import verify as verify_here
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
 from octavo_shared.messages.identity import Role
@@ -118,6 +119,18 @@ def list_adapters(
 def history(adapter: Adapter, gateway: Gateway, key: Key) -> None:
     """Tell what happened to an adapter, newest first."""
     registry_commands.history(Target(gateway, key), adapter)
+
+
+@app.command()
+def verify(
+    gateway: Gateway,
+    key: Key,
+    reference: Annotated[str | None, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")] = None,
+    is_all: Annotated[bool, typer.Option("--all", help="audit every event of the ledger (admin)")] = False,
+    public_key: Annotated[str | None, typer.Option(help="the ledger's key; default: the one seen first")] = None,
+) -> None:
+    """Prove here that a revision is in the ledger as it was signed, and that the ledger was not rewritten."""
+    verify_here(Target(gateway, key), reference, is_all, public_key)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_registry import RegistryRoutes
 from octavo_gateway.identity_client import IdentityClient
@@ -59,6 +60,7 @@ class Gateway:
             *GenerationRoutes(self._front, self.admission, identity, self.fleet).handlers(),
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
+            *LedgerRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
         ]
         self._is_stopping = False

@@ -28,12 +28,21 @@ def check_own(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
 
 
 def check_locate(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    return _check_own_or_admin(key, head, "evict this adapter")
+
+
+def check_verify(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner and to admins: events hold who else may use the adapter, which users do not see."""
+    return _check_own_or_admin(key, head, "verify this adapter")
+
+
+def _check_own_or_admin(key: KeyHead, head: AdapterHead | None, action: str) -> AdapterHead:
     """Return ``head`` to its owner and to admins, who need no right to use it. Users get a plain no."""
     if head is not None and key.role is Role.ADMIN:
         return head
     head = check_use(key, head)
     if key.principal != head.owner:
-        raise NotPermitted("evict this adapter")
+        raise NotPermitted(action)
     return head
 
 

@@ -1,4 +1,4 @@
-"""The SQLite file behind the projection. Its methods block, so they run on threads: one that writes, one that reads."""
+"""The SQLite file behind the projection and the ledger. Its methods block: one thread writes, one reads."""
 
 import sqlite3
 import threading
@@ -13,7 +13,7 @@ from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
-_VERSION = 3
+_VERSION = 4
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS revisions (
     adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
     PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 PRAGMA user_version = {_VERSION};
@@ -53,6 +54,7 @@ _LAST_NAME = "SELECT COUNT(*), MAX(name) FROM page"
 _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ? AND object_key = ?)"
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
+_LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
@@ -108,9 +110,17 @@ class Catalogue:
         row = self._writer.execute(_POSITION).fetchone()
         return Position(*row) if row else Position()
 
-    def apply(self, events: Iterable[tuple[RegistryEvent, int]], position: Position) -> None:
-        """Take over events with their sequences, in order, up to ``position``: all or none of them."""
+    def leaf_hashes(self, num_max: int, after: int) -> list[bytes]:
+        """Return up to ``num_max`` leaf hashes of the ledger behind sequence ``after``, in order."""
+        with self._lock:
+            return [leaf for (leaf,) in self._reader.execute(_LEAVES, (after, num_max))]
+
+    def apply(
+        self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()
+    ) -> None:
+        """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
         with self._writer:
+            self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)

@@ -25,9 +25,17 @@ def load_secret(folder: Path) -> bytes:
     path = folder / "secret"
     if not path.exists():
         write_private(path, secrets.token_hex(32))
-    text = path.read_text(errors="replace").strip()
+    return read_secret(path, "a deployment secret")
+
+
+def read_secret(path: Path, what: str) -> bytes:
+    """Return the 32 bytes in the file ``path``; raises ``ConfigError``, which calls them ``what``, otherwise."""
+    try:
+        text = path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        text = ""
     if _SECRET.match(text) is None:
-        raise ConfigError(f"{path} does not hold a deployment secret of 64 hexadecimal digits; restore it")
+        raise ConfigError(f"{path} does not hold {what} of 64 hexadecimal digits; restore it")
     return bytes.fromhex(text)
 
 
@@ -82,6 +90,10 @@ class Ids:
     def deployment(self) -> bytes:
         """Return what tells secrets apart without telling any."""
         return hmac.new(self._secret, b"octavo deployment", hashlib.sha256).digest()
+
+    def ledger_seed(self) -> bytes:
+        """Return the seed of the key that signs checkpoints, where no other is configured."""
+        return bytes.fromhex(self._mac("ledger key"))
 
     def upload(self, principal: str, adapter: str, at_ms: int) -> str:
         """Return a fresh upload id that only ``principal`` can stage, and commit to ``adapter``; it is not stored.

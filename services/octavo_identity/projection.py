@@ -1,18 +1,21 @@
-"""A rebuildable view of the registry for listing, sweeping and finding; never trusted with an access decision."""
+"""A rebuildable view of the registry for listing, sweeping, finding and proving; it never decides who may do what."""
 
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from octavo_identity.catalogue import Catalogue, Hint, Page, Position
-from octavo_identity.heads import HeadStore, StreamState
+from octavo_identity.heads import HeadStore, event_of
 from octavo_identity.records import KeyHead
 from octavo_identity.search import Search
+from octavo_identity.stream import StreamState
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.merkle import HASH_BYTES, Tree
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
@@ -20,6 +23,8 @@ _POLL_S = 0.25
 _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
 _BATCH_EVENTS = 128
+_GROWN_TOGETHER = 4_096
+"""Some milliseconds of hashing, between which the loop does other things."""
 _REPORT_EVERY = 100 * _BATCH_EVENTS
 _VIEW = "the view of the registry"
 
@@ -29,12 +34,16 @@ T = TypeVar("T")
 class Projection:
     """Follows the stream event by event; ``sequence`` is the last one applied.
 
+    ``tree`` has a leaf for each of them, or for none until it is read from the file; its root at any size is a claim
+    about the stream that the signed checkpoints hold it to.
+
     ``is_caught_up`` says that all of the stream has been in it once: before, it lacks what it has not come to yet.
     """
 
     def __init__(self, path: Path) -> None:
         self._catalogue = Catalogue(path)
         self._position = self._catalogue.position()
+        self.tree = Tree()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="projection-write")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
         self.is_caught_up = False
@@ -46,6 +55,11 @@ class Projection:
     @property
     def sequence(self) -> int:
         return self._position.sequence
+
+    @property
+    def created(self) -> str | None:
+        """When the stream was created that all this is from, as its leader says it."""
+        return self._position.created
 
     @property
     def begun_s(self) -> float:
@@ -60,6 +74,8 @@ class Projection:
                 if self._is_damaged:
                     await self._empty(Position(begun_ms=self._position.begun_ms))
                     self._is_damaged = False
+                if self.tree.size < self.sequence:
+                    await self._grow_from_file()
                 is_behind = await self._catch_up(heads)
             except DependencyUnavailable as error:
                 log.debug("projection_waits", detail=error.message)
@@ -80,9 +96,13 @@ class Projection:
         last, first = state.last_sequence, self.sequence + 1
         until = min(last, self.sequence + _BATCH_EVENTS)
         if until >= first:
-            events = await heads.read_range(first, until)
+            stored = await heads.read_range(first, until)
+            events = [(event_of(one), one.sequence) for one in stored]
+            leaves = [(one.sequence, one.leaf_hash()) for one in stored]
             position = Position(state.created, until, self._position.begun_ms)
-            await self._write(lambda: self._catalogue.apply(events, position))
+            await self._write(lambda: self._catalogue.apply(events, position, leaves))
+            for _, leaf in leaves:
+                self.tree.append(leaf)
             self._position = position
         if until < last and until % _REPORT_EVERY < _BATCH_EVENTS:
             log.info("projection_advanced", sequence=until, last=last)
@@ -99,8 +119,27 @@ class Projection:
         self._wanted = 0
         await self._empty(Position(state.created, 0, begun_ms))
 
+    async def _grow_from_file(self) -> None:
+        """Grow the tree from the leaf hashes in the file, as far as they go; raises when some are missing."""
+        tree = Tree()
+        while tree.size < self.sequence:
+            read = partial(self._catalogue.leaf_hashes, _GROWN_TOGETHER, tree.size)
+            leaves = await asyncio.get_running_loop().run_in_executor(self._reading, read)
+            if not leaves or any(len(leaf) != HASH_BYTES for leaf in leaves):
+                raise sqlite3.DatabaseError("it lacks leaves of the ledger")
+            for leaf in leaves:
+                tree.append(leaf)
+        self.tree = tree
+
+    def rebuild(self, reason: str) -> None:
+        """Make everything anew from the stream: for whoever has found that something in it is wrong."""
+        log.warning("projection_damaged", detail=reason)
+        self.is_caught_up, self._is_damaged = False, True
+        self._nudge.set()
+
     async def _empty(self, position: Position) -> None:
         self.is_caught_up = False
+        self.tree = Tree()
         await self._write(lambda: self._catalogue.begin_again(position))
         self._position = position
 
@@ -111,9 +150,7 @@ class Projection:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reading, work)
         except sqlite3.DatabaseError as error:
-            log.warning("projection_damaged", detail=str(error))
-            self.is_caught_up, self._is_damaged = False, True
-            self._nudge.set()
+            self.rebuild(str(error))
             raise DependencyUnavailable(_VIEW) from error
 
     async def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The identity process: verbs on NATS, the projection and the sweeper beside them."""
+"""The identity process: verbs on NATS, the projection, the ledger and the sweeper beside them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,13 +7,16 @@ from typing import Any
 from opentelemetry.trace import SpanKind
 
 from octavo_identity.branching import Branching
+from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
-from octavo_identity.ids import Ids, load_secret
+from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.keys import ensure_admin_key
+from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
 from octavo_identity.promoting import Promoting
+from octavo_identity.proving import Proving
 from octavo_identity.pushing import Pushing
 from octavo_identity.settings import IdentitySettings
 from octavo_identity.staging import Staging
@@ -22,6 +25,7 @@ from octavo_identity.tenancy import Tenancy
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.bus import Bus, Handler
+from octavo_shared.checkpoint import Signer
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
 from octavo_shared.messages.identity import SLOW_VERBS, VERBS
@@ -38,9 +42,11 @@ _START_ATTEMPTS_MAX = 240
 
 
 async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
-    """Run until ``stop`` is set; raises ``ConfigError`` when the deployment secret is damaged or another stream's."""
+    """Run until ``stop`` is set; raises ``ConfigError`` when a secret is damaged, or another stream's."""
     ids = Ids(load_secret(settings.identity_dir))
     credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
+    key_file = settings.ledger_key_file
+    signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
     store = ObjectStore(settings)
     staging = Staging(store)
     projection: Projection | None = None
@@ -56,14 +62,25 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 heads = HeadStore(bus, settings.num_replicas)
                 await _retry(heads.ensure_stream)
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
+                checkpoints = Checkpoints(bus, settings.num_replicas)
+                await _retry(checkpoints.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 desk = Desk(heads, ids, projection)
                 pushing = Pushing(desk, staging, settings.upload_bytes_max)
-                handlers = _handlers(Verbs(desk), pushing, Promoting(desk), Branching(desk, staging), Tenancy(desk))
+                ledger = Ledger(heads, projection, checkpoints, signer)
+                handlers = _handlers(
+                    Verbs(desk),
+                    pushing,
+                    Promoting(desk),
+                    Branching(desk, staging),
+                    Tenancy(desk),
+                    Proving(desk, ledger),
+                )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
+                    asyncio.create_task(ledger.run(), name="ledger"),
                     asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
                 ]
                 for verb, (kind, _) in VERBS.items():
@@ -79,7 +96,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
 
 
 def _handlers(
-    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy
+    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy, proving: Proving
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
@@ -100,6 +117,8 @@ def _handlers(
         "revoke": verbs.revoke,
         "list": verbs.list,
         "history": verbs.history,
+        "prove": proving.prove,
+        "audit": proving.audit,
     }
 
 

@@ -25,7 +25,12 @@ RESIDENCY_QUEUE = "residency"
 
 REGISTRY_STREAM = "OCTAVO_REGISTRY"
 REGISTRY_SUBJECTS = (f"{PREFIX}.registry.>", f"{PREFIX}.keys.>")
-IDENTITY_STREAMS = {REGISTRY_STREAM: REGISTRY_SUBJECTS}
+
+CHECKPOINT_STREAM = "OCTAVO_CHECKPOINTS"
+CHECKPOINTS = f"{PREFIX}.checkpoints"
+"""Signed roots of the Merkle tree over the registry stream."""
+
+IDENTITY_STREAMS = {REGISTRY_STREAM: REGISTRY_SUBJECTS, CHECKPOINT_STREAM: (CHECKPOINTS,)}
 """Stream → subjects. Only identity may write to these and read from them."""
 
 

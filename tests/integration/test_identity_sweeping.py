@@ -5,16 +5,19 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from octavo_identity.heads import HeadStore, StreamState
+from octavo_identity.heads import HeadStore
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, RegistryEvent, object_key
+from octavo_identity.stream import StreamState
 from octavo_identity.sweeper import Sweeper
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import AdapterId, TenantId
 from support.identity_rig import Parts, own_identity, own_nats, parts
@@ -128,8 +131,9 @@ class ShrinkingHeads(HeadStore):
     async def state(self) -> StreamState:
         return StreamState("2026-01-01", 1.0, self.num_events)
 
-    async def read_range(self, first: int, last: int) -> list[tuple[RegistryEvent, int]]:
-        return [(self._event(sequence), sequence) for sequence in range(first, last + 1)]
+    async def read_range(self, first: int, last: int) -> list[LedgerEvent]:
+        sequences = range(first, last + 1)
+        return [LedgerEvent(number, "a.subject", msgspec.msgpack.encode(self._event(number))) for number in sequences]
 
     @staticmethod
     def _event(sequence: int) -> RegistryEvent:
@@ -161,7 +165,7 @@ async def test_a_hole_in_the_stream_is_never_read_over(tmp_path: Path) -> None:
         for number in range(3):
             event = ShrinkingHeads._event(number)
             await heads.append(subjects.adapter_head("s0", "t", str(number)), event)
-        assert [sequence for _, sequence in await heads.read_range(1, 3)] == [1, 2, 3]
+        assert [event.sequence for event in await heads.read_range(1, 3)] == [1, 2, 3]
         await bus.jetstream.delete_msg(subjects.REGISTRY_STREAM, 2)
         with pytest.raises(DependencyUnavailable):
             await heads.read_range(1, 3)

@@ -135,6 +135,19 @@ def test_what_was_applied_is_there_after_a_restart_and_gone_after_beginning_agai
     again.close()
 
 
+def test_leaf_hashes_come_in_order_and_may_be_taken_over_again(tmp_path: Path) -> None:
+    catalogue = filled(tmp_path / "view")
+    leaves = [(sequence, bytes([sequence]) * 32) for sequence in range(1, 8)]
+    for first in (0, 2):
+        # A batch whose end was not seen is read from the stream and taken over once more.
+        catalogue.apply((), Position("then", 7, 0), leaves[first:])
+    assert catalogue.leaf_hashes(3, 2) == [leaf for _, leaf in leaves[2:5]]
+    assert catalogue.leaf_hashes(100, 5) == [leaf for _, leaf in leaves[5:]]
+    catalogue.begin_again(Position("now", 0, 0))
+    assert catalogue.leaf_hashes(100, 0) == []
+    catalogue.close()
+
+
 @pytest.mark.parametrize("damage", ["garbage", "cut", "other form", "emptied table"])
 def test_a_file_that_cannot_be_used_is_begun_anew(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "view"

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
@@ -290,6 +291,24 @@ class HistoryList(msgspec.Struct, frozen=True):
     entries: tuple[HistoryEntry, ...]
 
 
+class Prove(_Request, frozen=True, kw_only=True):
+    """Ask for the event that made the revision ``reference``, and for what proves that it is in the ledger.
+
+    ``old_size`` is the size of the newest checkpoint that the caller has seen (0: none).
+    """
+
+    reference: str
+    old_size: int = 0
+
+
+class Audit(_Request, frozen=True, kw_only=True):
+    """Ask for ``num_max`` or fewer events of all tenants, from sequence ``first`` on; ``old_size`` as in ``Prove``."""
+
+    first: int
+    num_max: int = AUDIT_EVENTS_MAX
+    old_size: int = 0
+
+
 VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "resolve": (Resolve, Resolution),
     "locate": (Locate, Resolution),
@@ -309,6 +328,8 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "revoke": (Revoke, AdapterInfo),
     "list": (ListAdapters, AdapterList),
     "history": (History, HistoryList),
+    "prove": (Prove, RevisionProof),
+    "audit": (Audit, AuditPage),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 

@@ -1,0 +1,148 @@
+"""What a client makes of the ledger's proofs. Pure: it trusts a public key and what it has seen, and no server."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from octavo_cli.answers import ClientError
+from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
+from octavo_shared.merkle import Tree, is_consistent, is_included
+from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.ledger import AuditPage, RevisionProof, SignedRoot
+from octavo_shared.references import AdapterId, Reference
+
+
+class NotProven(ClientError):
+    """Something in the ledger, or in what is said of it, does not hold. The message says what."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("not_proven", problem, 0)
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """What verification starts from: the ledger's public key, and the newest checkpoint seen under it, if any."""
+
+    verifier: Verifier
+    seen: Checkpoint | None = None
+
+
+class _Head(msgspec.Struct, frozen=True, tag="adapter"):
+    adapter_id: AdapterId
+    name: str
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    revision: Revision
+
+
+class RevisionEvent(msgspec.Struct, frozen=True):
+    """What counts of the event that made a revision; the registry's record of it holds more."""
+
+    kind: str
+    actor: str
+    at_ms: int
+    head: _Head
+    revision: _Stored
+
+
+def check_root(signed: SignedRoot, trusted: Trusted) -> Checkpoint:
+    """Return the checkpoint if the trusted key signed it and it goes on from the one that was seen."""
+    try:
+        checkpoint = trusted.verifier.open(signed.checkpoint)
+    except CheckpointRefused as error:
+        raise NotProven(str(error)) from None
+    seen = trusted.seen
+    if seen is None:
+        return checkpoint
+    if checkpoint.size < seen.size:
+        raise NotProven(f"the ledger has become shorter: {checkpoint.size} events, and {seen.size} were signed before")
+    if not is_consistent(seen.size, seen.root, checkpoint.size, checkpoint.root, signed.consistency):
+        raise NotProven(f"the ledger was rewritten: its first {seen.size} events are not those that were signed before")
+    return checkpoint
+
+
+def check_revision(proof: RevisionProof, reference: Reference, trusted: Trusted) -> tuple[RevisionEvent, Checkpoint]:
+    """Return the proven event of the revision that ``reference`` names, and the checkpoint; raises ``NotProven``."""
+    checkpoint = check_root(proof.signed, trusted)
+    stored = proof.event
+    if not is_included(
+        stored.leaf_hash(), stored.sequence - 1, checkpoint.size, proof.inclusion, checkpoint.root
+    ):  # fmt: skip
+        raise NotProven(f"event {stored.sequence} does not lead to the signed root")
+    try:
+        event = msgspec.msgpack.decode(stored.data, type=RevisionEvent)
+    except msgspec.MsgspecError:
+        raise NotProven(f"event {stored.sequence} is in the ledger, but makes no revision") from None
+    revision = event.revision.revision
+    if event.head.name != reference.name or not stored.subject.endswith(f".{event.head.adapter_id}"):
+        raise NotProven(f"event {stored.sequence} is in the ledger, but not of {reference.name}")
+    wanted = (reference.number or proof.number, reference.digest or proof.digest)
+    if (revision.number, revision.digest) != wanted or wanted != (proof.number, proof.digest):
+        raise NotProven(
+            f"event {stored.sequence} is in the ledger, but made revision {revision.number} with {revision.digest}, "
+            f"and not {proof.number} with {proof.digest}"
+        )
+    return event, checkpoint
+
+
+class Auditor:
+    """Recomputes the root of a whole ledger, page by page, and says where it first differs from what was signed."""
+
+    def __init__(self, trusted: Trusted) -> None:
+        self._trusted = trusted
+        self._tree = Tree()
+        self._remembered = Tree()
+        self._first_bad: tuple[int, str] | None = None
+        self.checkpoint: Checkpoint | None = None
+
+    @property
+    def next_sequence(self) -> int:
+        return self._remembered.size + 1
+
+    @property
+    def is_done(self) -> bool:
+        return self.checkpoint is not None and self._remembered.size >= self.checkpoint.size
+
+    def take(self, page: AuditPage) -> None:
+        """Take the page that begins at ``next_sequence``; raises ``NotProven`` when nothing can follow from it.
+
+        The checkpoint of the first page is what is audited; later ones may cover events that came meanwhile.
+        """
+        if self.checkpoint is None:
+            self.checkpoint = check_root(page.signed, self._trusted)
+        if not page.leaf_hashes:
+            raise NotProven(f"nothing was shown of event {self.next_sequence}")
+        by_sequence = {event.sequence: event for event in page.events}
+        for leaf_hash in page.leaf_hashes:
+            sequence = self.next_sequence
+            if sequence > self.checkpoint.size:
+                break
+            self._remembered.append(leaf_hash)
+            event = by_sequence.get(sequence)
+            if event is None:
+                self._note(sequence, "is missing")
+            elif (found := event.leaf_hash()) != leaf_hash:
+                self._note(sequence, "is not what it was")
+                self._tree.append(found)
+            else:
+                self._tree.append(found)
+
+    def finish(self) -> Checkpoint:
+        """Return the checkpoint if all events lead to its root; raises ``NotProven``, which names the first bad one.
+
+        Which one that is only identity's own leaf hashes tell, and only if they lead to the signed root themselves.
+        """
+        assert self.checkpoint is not None
+        assert self.is_done
+        checkpoint = self.checkpoint
+        if self._tree.size == checkpoint.size and self._tree.root(checkpoint.size) == checkpoint.root:
+            return checkpoint
+        if self._first_bad is not None and self._remembered.root(checkpoint.size) == checkpoint.root:
+            sequence, problem = self._first_bad
+            raise NotProven(f"event {sequence} {problem}; all events before it are as they were signed")
+        raise NotProven(f"the {checkpoint.size} events of the ledger do not lead to the signed root")
+
+    def _note(self, sequence: int, problem: str) -> None:
+        if self._first_bad is None:
+            self._first_bad = sequence, problem

@@ -1,0 +1,65 @@
+"""``octavo verify``: one revision, or everything, against the ledger's signed root; nothing is taken on trust."""
+
+from datetime import datetime
+
+from rich.console import Console
+
+from octavo_cli.answers import ClientError
+from octavo_cli.client import Client
+from octavo_cli.options import Target
+from octavo_cli.trust import TrustFile
+from octavo_cli.verification import Auditor, Trusted, check_revision
+from octavo_shared.checkpoint import Checkpoint
+from octavo_shared.references import parse_reference
+
+
+def verify(target: Target, reference: str | None, is_all: bool, public_key: str | None) -> None:
+    """Prove a revision or audit all events, and print what holds; raises ``NotProven`` for what does not."""
+    if (reference is None) != is_all:
+        raise ClientError("usage", "name a revision to verify, or --all to audit the ledger", 0)
+    file = TrustFile(target.gateway)
+    with Client(target.gateway, target.key) as client:
+        if reference is not None:
+            _verify_revision(client, reference, file, public_key)
+        else:
+            _audit(client, file, public_key)
+
+
+def _verify_revision(client: Client, reference: str, file: TrustFile, public_key: str | None) -> None:
+    parsed = parse_reference(reference, "adapter")
+    proof = client.prove(reference, file.seen_size)
+    trusted = file.trusted(proof.signed.public_key, public_key)
+    event, checkpoint = check_revision(proof, parsed, trusted)
+    file.remember(trusted.verifier, proof.signed.checkpoint)
+    revision = event.revision.revision
+    when = datetime.fromtimestamp(event.at_ms / 1000).astimezone().isoformat(" ", "seconds")
+    _say(f"{event.head.name}@{revision.number}  {revision.digest}")
+    _say(f"event {proof.event.sequence} of {checkpoint.size}: {event.kind} by {event.actor}, {when}")
+    _say(f"proven: {len(proof.inclusion)} hashes lead from it to the signed root")
+    _say_root(checkpoint, trusted, file, public_key)
+
+
+def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:
+    page = client.audit(1, file.seen_size)
+    trusted = file.trusted(page.signed.public_key, public_key)
+    auditor = Auditor(trusted)
+    auditor.take(page)
+    note = page.signed.checkpoint
+    while not auditor.is_done:
+        auditor.take(client.audit(auditor.next_sequence, 0))
+    checkpoint = auditor.finish()
+    file.remember(trusted.verifier, note)
+    _say(f"proven: all {checkpoint.size} events lead to the signed root; none is changed, missing or out of place")
+    _say_root(checkpoint, trusted, file, public_key)
+
+
+def _say_root(checkpoint: Checkpoint, trusted: Trusted, file: TrustFile, public_key: str | None) -> None:
+    _say(f"root {checkpoint.root.hex()} of {checkpoint.origin}, {checkpoint.size} events")
+    how = "as given" if public_key else "as pinned before" if file.is_pinned else "seen first and pinned now"
+    _say(f"signed by {trusted.verifier} ({how})")
+    if trusted.seen is not None:
+        _say(f"consistent with the {trusted.seen.size} events that were signed when this was last verified")
+
+
+def _say(line: str) -> None:
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)

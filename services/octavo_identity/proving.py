@@ -1,0 +1,84 @@
+"""Verbs that show the ledger with its proofs: one revision to its owner, everything to admins."""
+
+from octavo_identity import access
+from octavo_identity.desk import Desk
+from octavo_identity.ledger import Ledger
+from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_shared.errors import DependencyUnavailable, InvalidRequest
+from octavo_shared.messages import identity as messages
+from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, LedgerEvent, RevisionProof
+from octavo_shared.references import parse_reference
+
+_PAGE_BYTES_MAX = 512 * 1024
+"""Less than the limit on a message, also after one more event."""
+_SIZE_MAX = 2**53
+_VIEW = "the view of the registry"
+
+
+class Proving:
+    """One method per verb, of the same name."""
+
+    def __init__(self, desk: Desk, ledger: Ledger) -> None:
+        self._desk = desk
+        self._ledger = ledger
+
+    async def prove(self, request: messages.Prove) -> RevisionProof:
+        """Return the event that made a revision and what proves that it is in the ledger. Reads only.
+
+        Raises ``NotPermitted`` for those who may only use the adapter, ``AdapterNotFound`` for all others, and
+        ``DependencyUnavailable`` while the event is not under a signed root yet.
+        """
+        key = await self._desk.authenticate(request.credential)
+        _check_size(request.old_size)
+        reference = parse_reference(request.reference)
+        head = access.check_verify(key, await self._desk.registry.head(reference))
+        stored = await self._desk.registry.select(head, reference)
+        event = await self._event_of(head, stored)
+        signed = await self._ledger.signed_root(event.sequence, request.old_size)
+        inclusion = self._ledger.tree.inclusion_proof(event.sequence - 1, self._ledger.size_of(signed))
+        revision = stored.revision
+        return RevisionProof(head.name, revision.number, revision.digest, event, inclusion, signed)
+
+    async def _event_of(self, head: AdapterHead, stored: StoredRevision) -> LedgerEvent:
+        projection = self._desk.projection
+        # The head comes from the leader, so the view may not have come to the revision yet.
+        projection.expect((await self._desk.heads.state()).last_sequence)
+        await projection.read_own_writes()
+        hint = await projection.find_revision(head.adapter_id, stored.revision.number, None)
+        found = await self._desk.heads.read_what_is_left(hint.sequence, hint.sequence) if hint.sequence else []
+        if not found:
+            raise DependencyUnavailable(_VIEW)
+        return found[0]
+
+    async def audit(self, request: messages.Audit) -> AuditPage:
+        """Return events of all tenants as they are stored, those that are left, with their leaf hashes. Reads only.
+
+        A page ends before the newest checkpoint's end, at ``num_max`` events or where it gets large.
+        """
+        key = await self._desk.authenticate(request.credential)
+        access.check_admin(key, "audit the ledger")
+        _check_size(request.old_size)
+        if not 1 <= request.num_max <= AUDIT_EVENTS_MAX:
+            raise InvalidRequest("limit", f"must be 1 to {AUDIT_EVENTS_MAX}")
+        if not 1 <= request.first <= _SIZE_MAX:
+            raise InvalidRequest("first", f"must be 1 to {_SIZE_MAX}")
+        signed = await self._ledger.signed_root(request.first, request.old_size)
+        last = min(request.first + request.num_max - 1, self._ledger.size_of(signed))
+        # The view may be rebuilt meanwhile, with another tree.
+        tree = self._ledger.tree
+        events = await self._desk.heads.read_what_is_left(request.first, last)
+        kept: list[LedgerEvent] = []
+        num_bytes = 0
+        for event in events:
+            num_bytes += len(event.data)
+            if kept and num_bytes > _PAGE_BYTES_MAX:
+                last = event.sequence - 1
+                break
+            kept.append(event)
+        leaf_hashes = tuple(tree.leaf(sequence - 1) for sequence in range(request.first, last + 1))
+        return AuditPage(tuple(kept), leaf_hashes, signed)
+
+
+def _check_size(old_size: int) -> None:
+    if not 0 <= old_size <= _SIZE_MAX:
+        raise InvalidRequest("old_size", f"must be 0 to {_SIZE_MAX}")

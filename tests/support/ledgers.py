@@ -1,0 +1,81 @@
+"""A small ledger made by hand: events as the registry writes them, their tree, its key, and honest answers."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, StoredRevision, object_key
+from octavo_shared import subjects
+from octavo_shared.checkpoint import Signer
+from octavo_shared.merkle import Tree
+from octavo_shared.messages.identity import Revision, Role
+from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
+from octavo_shared.references import AdapterId, Digest, TenantId
+from support.adapters import TINY_FINGERPRINT
+
+SIGNER = Signer(bytes([7]) * 32)
+
+
+def pushed(sequence: int, name: str, number: int) -> LedgerEvent:
+    """The event of a push by alice@home; its revision's digest holds its sequence."""
+    adapter_id = AdapterId(name.encode().hex().rjust(32, "0")[-32:])
+    revision = Revision(number, Digest(f"sha256:{sequence:064x}"), TINY_FINGERPRINT, 1, 4, 2, "F32", "alice@home", 1)
+    stored = StoredRevision(revision, object_key(adapter_id, number, "aa", "bb"))
+    head = AdapterHead(adapter_id, TenantId("t"), name, "alice@home", number, (stored,), {"serving": number})
+    event = RegistryEvent("revision_added", "alice@home", 1_700_000_000_000, 0, head, "", stored)
+    return LedgerEvent(sequence, subjects.adapter_head("s0", "t", adapter_id), msgspec.msgpack.encode(event))
+
+
+def key_issued(sequence: int) -> LedgerEvent:
+    key = KeyHead(f"{sequence:016x}", bytes(32), "alice@home", "home", Role.OWNER)
+    event = RegistryEvent("key_issued", "identity", 1, 0, key)
+    return LedgerEvent(sequence, subjects.key_head(key.key_id), msgspec.msgpack.encode(event))
+
+
+def small_ledger(num_events: int) -> list[LedgerEvent]:
+    """Events of three kinds of subjects, in turn; that of ``home/diary``'s revision ``n`` is at sequence ``3n``."""
+    events = []
+    for sequence in range(1, num_events + 1):
+        number, kind = divmod(sequence, 3)
+        if kind == 1:
+            events.append(key_issued(sequence))
+        elif kind == 2:
+            events.append(pushed(sequence, "home/notes", number + 1))
+        else:
+            events.append(pushed(sequence, "home/diary", number))
+    return events
+
+
+def tree_of(events: Sequence[LedgerEvent]) -> Tree:
+    tree = Tree()
+    for event in events:
+        tree.append(event.leaf_hash())
+    return tree
+
+
+def signed_root(events: Sequence[LedgerEvent], old_size: int = 0) -> SignedRoot:
+    tree = tree_of(events)
+    note = SIGNER.sign(tree.size, tree.root(tree.size))
+    return SignedRoot(note, str(SIGNER.verifier), tree.consistency_proof(old_size, tree.size))
+
+
+def proof_of(events: Sequence[LedgerEvent], sequence: int, old_size: int = 0) -> RevisionProof:
+    """What an honest identity says of the revision that the event at ``sequence`` made."""
+    event = events[sequence - 1]
+    made = msgspec.msgpack.decode(event.data, type=RegistryEvent)
+    assert made.revision is not None
+    assert isinstance(made.head, AdapterHead)
+    revision = made.revision.revision
+    inclusion = tree_of(events).inclusion_proof(sequence - 1, len(events))
+    return RevisionProof(
+        made.head.name, revision.number, revision.digest, event, inclusion, signed_root(events, old_size)
+    )
+
+
+def page_of(
+    events: Sequence[LedgerEvent], signed: SignedRoot, remembered: Sequence[LedgerEvent], first: int, num_max: int
+) -> AuditPage:
+    """A page of ``events``, beside the leaf hashes of what they were when they were new."""
+    last = min(first + num_max - 1, len(remembered))
+    leaf_hashes = tuple(event.leaf_hash() for event in remembered[first - 1 : last])
+    return AuditPage(tuple(event for event in events if first <= event.sequence <= last), leaf_hashes, signed)
