@@ -1,5 +1,7 @@
 """What the gateway answers, as its client sees it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -124,3 +126,33 @@ def read_chunk(data: str, answer: Answer) -> list[str]:
     for choice in chunk.choices:
         answer.finish_reason = choice.finish_reason or answer.finish_reason
     return [choice.delta.content for choice in chunk.choices if choice.delta.content]
+
+
+def check(response: httpx.Response) -> None:
+    """Raise what the gateway refused with."""
+    if response.is_success:
+        return
+    response.read()
+    try:
+        error = msgspec.json.decode(response.content, type=ErrorBody).error
+    except msgspec.MsgspecError:
+        raise ClientError(
+            "http_error", f"the gateway answered with status {response.status_code}", response.status_code
+        ) from None
+    raise ClientError(error.code, error.message, response.status_code)
+
+
+@contextmanager
+def as_client_errors() -> Iterator[None]:
+    """Turn what goes wrong on the way into a ``ClientError``."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        where = error.request.url
+        raise ClientError("unreachable", f"no gateway answers at {where.scheme}://{where.netloc.decode()}", 0) from None
+    except httpx.TimeoutException:
+        raise ClientError("timeout", "the gateway did not answer in time", 0) from None
+    except httpx.HTTPError as error:
+        raise ClientError("connection_lost", f"the connection to the gateway was lost: {error}", 0) from None
+    except msgspec.MsgspecError as error:
+        raise ClientError("bad_answer", f"the gateway's answer was not understood: {error}", 0) from None

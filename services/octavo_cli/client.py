@@ -3,7 +3,6 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -12,7 +11,17 @@ from urllib.parse import quote, urlencode
 import httpx
 import msgspec
 
-from octavo_cli.answers import Answer, ClientError, Download, ErrorBody, Models, NewKey, read_chunk, read_head
+from octavo_cli.answers import (
+    Answer,
+    ClientError,
+    Download,
+    Models,
+    NewKey,
+    as_client_errors,
+    check,
+    read_chunk,
+    read_head,
+)
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.fleet import EvictReport, View
 from octavo_shared.messages.identity import (
@@ -172,8 +181,8 @@ class Client:
         parsed = parse_reference(reference, "adapter")
         chosen = parsed.number or parsed.digest or parsed.alias
         url = f"{_path(parsed.name)}/pack" + (f"?revision={quote(str(chosen), safe='')}" if chosen else "")
-        with _as_client_errors(), self._http.stream("GET", url) as response:
-            _check(response)
+        with as_client_errors(), self._http.stream("GET", url) as response:
+            check(response)
             total_bytes = int(response.headers.get("content-length", "0"))
             pack = bytearray()
             for piece in response.iter_bytes(_PIECE_BYTES):
@@ -202,8 +211,8 @@ class Client:
         }
         body |= {} if seed is None else {"seed": seed}
         began = time.monotonic()
-        with _as_client_errors(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
-            _check(response)
+        with as_client_errors(), self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            check(response)
             read_head(response.headers, answer)
             has_text = is_done = False
             for line in response.iter_lines():
@@ -229,9 +238,9 @@ class Client:
                     done_bytes += len(piece)
                     progress(done_bytes, total_bytes)
 
-        with _as_client_errors():
+        with as_client_errors():
             size = str(path.stat().st_size)
-            _check(self._http.put(url, content=pieces(), headers={"Content-Length": size}))
+            check(self._http.put(url, content=pieces(), headers={"Content-Length": size}))
 
     def _call(
         self,
@@ -243,9 +252,9 @@ class Client:
     ) -> T:
         headers = {} if method == "GET" else {"Idempotency-Key": uuid.uuid4().hex}
         timeout = _TIMEOUT if timeout_s is None else httpx.Timeout(timeout_s, connect=5.0)
-        with _as_client_errors():
+        with as_client_errors():
             response = self._http.request(method, url, json=body, headers=headers, timeout=timeout)
-            _check(response)
+            check(response)
             return msgspec.json.decode(response.content, type=kind)
 
 
@@ -255,31 +264,3 @@ def _part(text: str) -> str:
 
 def _path(adapter: str) -> str:
     return f"/v1/adapters/{parse_reference(adapter, 'adapter').name}"
-
-
-def _check(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    response.read()
-    try:
-        error = msgspec.json.decode(response.content, type=ErrorBody).error
-    except msgspec.MsgspecError:
-        raise ClientError(
-            "http_error", f"the gateway answered with status {response.status_code}", response.status_code
-        ) from None
-    raise ClientError(error.code, error.message, response.status_code)
-
-
-@contextmanager
-def _as_client_errors() -> Iterator[None]:
-    try:
-        yield
-    except httpx.ConnectError as error:
-        where = error.request.url
-        raise ClientError("unreachable", f"no gateway answers at {where.scheme}://{where.netloc.decode()}", 0) from None
-    except httpx.TimeoutException:
-        raise ClientError("timeout", "the gateway did not answer in time", 0) from None
-    except httpx.HTTPError as error:
-        raise ClientError("connection_lost", f"the connection to the gateway was lost: {error}", 0) from None
-    except msgspec.MsgspecError as error:
-        raise ClientError("bad_answer", f"the gateway's answer was not understood: {error}", 0) from None

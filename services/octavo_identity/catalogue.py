@@ -17,7 +17,7 @@ _VERSION = 4
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
-    name TEXT PRIMARY KEY, head BLOB NOT NULL, owner TEXT NOT NULL, base TEXT NOT NULL, state TEXT NOT NULL);
+    name TEXT PRIMARY KEY, owner TEXT NOT NULL, base TEXT NOT NULL, state TEXT NOT NULL, head BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, PRIMARY KEY (name, tag)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
@@ -129,7 +129,7 @@ class Catalogue:
 
     def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
         run = self._writer.execute
-        row = (head.name, msgspec.msgpack.encode(head), head.owner, *latest_of(head))
+        row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
         run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])

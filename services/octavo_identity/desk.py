@@ -1,5 +1,7 @@
 """What all verbs share: who asks, which adapter is meant, and how a head is shown."""
 
+import msgspec
+
 from octavo_identity import access
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
@@ -72,7 +74,9 @@ def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
     """Return a head as ``key`` may see it: who else may use it is the owner's business alone."""
     newest = max(head.revisions, key=lambda stored: stored.revision.number)
     grants = head.grants if key.principal == head.owner else ()
+    # An admin, who sees a whole tenant, need not be one to whom the pusher's words were addressed.
+    latest = newest.revision if access.may_use(key, head) else msgspec.structs.replace(newest.revision, note="")
     return AdapterInfo(
-        head.name, head.adapter_id, head.owner, head.aliases, newest.revision, grants, head.num_revisions,
+        head.name, head.adapter_id, head.owner, head.aliases, latest, grants, head.num_revisions,
         state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired,
     )  # fmt: skip

@@ -191,6 +191,23 @@ async def test_a_retired_revision_is_never_served_or_promoted_again(admin: Clien
     }  # fmt: skip
 
 
+async def test_of_a_promotion_and_a_retirement_at_once_only_one_happens(admin: Client) -> None:
+    alice = await admin.new_key("home", "alice")
+    for seed in range(2):
+        await alice.push("home/diary", seed)
+    for _ in range(4):
+        latest = (await alice.push("home/diary", 9, alias=None)).latest.number
+        promoting = alice.ask("promote", reference=f"home/diary@{latest}", alias="stable")
+        results = await asyncio.gather(
+            promoting, alice.ask("retire", adapter="home/diary", number=latest), return_exceptions=True
+        )
+        refused = [result for result in results if isinstance(result, Exception)]
+        assert len(refused) == 1
+        assert isinstance(refused[0], RevisionRetired | RevisionInUse)
+        (info,) = (await alice.ask("list")).adapters
+        assert not [number for number in info.aliases.values() if any(a <= number <= b for a, b in info.retired)]
+
+
 async def test_what_was_retired_stays_so_when_the_head_and_the_view_have_forgotten_it(tmp_path: Path) -> None:
     async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path / "identity") as one:
         await one.add_revisions("home/diary", 5)

@@ -70,7 +70,7 @@ async def test_adapters_are_found_by_what_they_are(admin: Client) -> None:
 async def test_a_search_shows_nobody_what_they_may_not_use_and_an_admin_a_whole_tenant(admin: Client) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
     bob, dave = await admin.new_key("away", "bob"), await admin.new_key("home", "dave", m.Role.USER)
-    await alice.push("home/diary")
+    await alice.push("home/diary", note="private words")
     await alice.ask("tag", adapter="home/diary", add=("work",))
     await alice.ask("grant", adapter="home/diary", principal="bob@away")
     for wanted in ({}, {"tenant": "home"}, {"owner": "alice@home"}, {"tag": "work"}, {"prefix": "home/"}):
@@ -78,7 +78,8 @@ async def test_a_search_shows_nobody_what_they_may_not_use_and_an_admin_a_whole_
         assert await names(carol, **wanted) == await names(dave, **wanted) == []
         assert await names(admin, **wanted) == (["home/diary"] if "tenant" in wanted else [])
     (seen,) = (await admin.ask("list", tenant="home", tag="work")).adapters
-    assert (seen.owner, seen.tags, seen.grants) == ("alice@home", ("work",), ())
+    assert (seen.owner, seen.tags, seen.grants, seen.latest.note) == ("alice@home", ("work",), (), "")
+    assert [info.latest.note for info in (await bob.ask("list")).adapters] == ["private words"]
     await alice.ask("revoke", adapter="home/diary", principal="bob@away")
     assert await names(bob, tag="work") == []
 

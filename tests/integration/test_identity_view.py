@@ -101,6 +101,21 @@ async def test_what_belongs_to_others_is_shown_as_it_is_now(one: Parts) -> None:
     assert (info.num_revisions, info.aliases) == (2, {"serving": 2})
 
 
+async def test_what_belongs_to_others_is_found_by_what_it_is_now(one: Parts) -> None:
+    await one.add_revisions("home/diary", 1)
+    await set_grants(one, "home/diary", "bob@away")
+    await one.catch_up()
+    search = m.ListAdapters(credential=BOB, state=m.RevisionState.SERVING)
+    assert len((await Verbs(one.desk).list(search)).adapters) == 1
+
+    async def unname(now: AdapterHead | None) -> Change:
+        assert now is not None
+        return Change("alias_removed", msgspec.structs.replace(now, aliases={}))
+
+    await one.desk.registry.change(parse_reference("home/diary"), "alice@home", "unname", unname)
+    assert (await Verbs(one.desk).list(search)).adapters == ()
+
+
 async def test_an_old_revision_costs_one_read(one: Parts) -> None:
     await one.add_revisions("home/diary", 80)
     await one.catch_up()
