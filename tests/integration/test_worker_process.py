@@ -169,7 +169,7 @@ async def test_a_base_that_cannot_be_served_is_refused_in_one_line(tmp_path: Pat
     said = await _refusal(_worker_environ(StoreSettings(), tmp_path, folder) | {"OCTAVO_HTTP_PORT": "0"})
     assert "Traceback" not in said
     last = said.splitlines()[-1]
-    assert last.startswith(f"worker: OCTAVO_BASE_DIR={str(folder)!r} cannot be served: this architecture")
+    assert last.startswith(f"worker: OCTAVO_BASE_DIR={str(folder)!r} cannot be served: architecture 'mamba'")
 
 
 async def test_an_arena_that_holds_no_page_is_refused_in_one_line(tmp_path: Path) -> None:
