@@ -1,7 +1,7 @@
 """Claims about the warm and the local tier, without servers."""
 
 import asyncio
-import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from octavo_shared.pack import digest_of
 from octavo_shared.references import AdapterId, Digest
+from octavo_worker.adapters import disk_cache
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache, PackKey
 
@@ -106,14 +107,21 @@ async def test_writers_at_the_same_time_stay_within_the_budget_on_disk_too(
     cache = DiskCache(tmp_path, 40, threads)
     await cache.scan()
     seen_bytes: list[int] = []
-    store = DiskCache._store
+    store, unlink = DiskCache._store, disk_cache._unlink
+    # Nothing may change while the files are counted: one that is removed meanwhile would count beside its successor.
+    counting = threading.Lock()
 
     def watched(self: DiskCache, path: Path, pack: bytes) -> None:
-        store(self, path, pack)
-        with contextlib.suppress(FileNotFoundError):  # another writer's file took its final name
+        with counting:
+            store(self, path, pack)
             seen_bytes.append(sum(files_of(tmp_path).values()))
 
+    def unlinked(path: Path) -> None:
+        with counting:
+            unlink(path)
+
     monkeypatch.setattr(DiskCache, "_store", watched)
+    monkeypatch.setattr(disk_cache, "_unlink", unlinked)
 
     async def write(number: int) -> None:
         await cache.write(key_of(f"k{number}"), bytes(5 + number % 4), 1.0)
