@@ -94,7 +94,7 @@ class DiskCache:
         if not _is_safe(key):
             return False
         if key in self._sizes:
-            self._policy.used(key, len(pack), cost_ms)
+            self._policy.used(key, self._sizes[key], cost_ms)
             return True
         if len(pack) > self.budget_bytes:
             return False

@@ -55,7 +55,8 @@ class HostCache:
             self._packs[key] = pack
             self._used_bytes += len(pack)
         self._cost_ms[key] = cost_ms
-        self._policy.used(key, len(pack), cost_ms)
+        # What is kept counts, should two packs ever claim one key.
+        self._policy.used(key, len(self._packs[key]), cost_ms)
         return True
 
     def drop(self, key: PackKey) -> bool:
