@@ -24,7 +24,7 @@ from octavo_shared.permissions import BusRole
 QUESTION = "What did you do this afternoon?"
 _MAX_TOKENS = 48
 _PEOPLE = ("alice", "bob")
-_SPANS = {"identity.resolve", "residency.place", "worker.generate", "worker.load_adapter", "s3.read", "prefill",
+_SPANS = {"chat", "identity.resolve", "residency.place", "worker.generate", "worker.load_adapter", "s3.read", "prefill",
           "decode"}  # fmt: skip
 _TRACE_S = 10.0
 
