@@ -34,12 +34,17 @@ class Span:
     attributes: dict[str, str] = field(default_factory=dict)
 
     @property
+    def operation(self) -> str:
+        """The first word of its name; what it was done to may follow."""
+        return self.name.partition(" ")[0]
+
+    @property
     def duration_ms(self) -> float:
         return (self.end_ns - self.start_ns) / 1e6
 
 
 class TraceReceiver:
-    """Spans by trace id. ``wait_for`` returns a trace once it holds all wanted span names."""
+    """Spans by trace id. ``wait_for`` returns a trace once it holds all wanted operations."""
 
     def __init__(self) -> None:
         self._traces: dict[str, list[Span]] = defaultdict(list)
@@ -59,10 +64,10 @@ class TraceReceiver:
             self._arrived.notify_all()
 
     async def wait_for(self, trace_id: str, names: set[str], timeout_s: float) -> list[Span]:
-        """Return the trace's spans once all ``names`` are there, or what came in ``timeout_s``."""
+        """Return the trace's spans once all operations in ``names`` are there, or what came in ``timeout_s``."""
 
         def is_complete() -> bool:
-            return names <= {span.name for span in self._traces[trace_id]}
+            return names <= {span.operation for span in self._traces[trace_id]}
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._arrived:

@@ -196,7 +196,7 @@ class DemoSteps:
         self._screen.step(9, "the trace of the cold request, as the services exported it")
         spans = await self._receiver.wait_for(self._cold.trace_id, _SPANS, _TRACE_S)
         self._screen.show(trace_tree(spans))
-        names = {span.name for span in spans}
+        names = {span.operation for span in spans}
         missing = sorted(_SPANS - names)
         self._screen.check(not missing, "it holds every part of the way" + (f", but {missing}" if missing else ""))
         services = {span.service for span in spans}
