@@ -17,7 +17,7 @@ import torch  # noqa: F401  torch's own OpenMP runtime must be loaded before it 
 
 log = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).with_name("native_cpu")
+SOURCES = Path(__file__).with_name("native_cpu")
 _COMPILERS = ("g++", "c++", "cc", "clang++")
 # No -ffast-math: NaN and infinity must stay what they are, and the order of additions is part of the contract.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC")
@@ -68,8 +68,8 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def build(folder: Path | None = None) -> Path:
-    """Return the path of the built library, compiling it (about four seconds) unless the cache has it.
+def build(folder: Path | None = None, sources: Path = SOURCES) -> Path:
+    """Return the path of the library built from ``sources``, compiling it (some six seconds) unless the cache has it.
 
     Raises BuildFailed when there is no compiler, it refuses the source, or the cache cannot be written.
     """
@@ -81,8 +81,8 @@ def build(folder: Path | None = None) -> Path:
     # Plain `cc` would treat the file as C++ but not link its standard library.
     link = [str(runtime)] if runtime else []
     flags = [*_FLAGS, *(["-fopenmp"] if runtime else [])]
-    sources = [path.read_text() for path in sorted(_FOLDER.iterdir())]
-    identity = "\0".join([*sources, compiler, version, *flags, *link, platform.machine(), _cpu_flags()])
+    texts = [path.read_text() for path in sorted(sources.iterdir())]
+    identity = "\0".join([*texts, compiler, version, *flags, *link, platform.machine(), _cpu_flags()])
     target = (folder or cache_folder()) / f"octavo_cpu_{hashlib.sha256(identity.encode()).hexdigest()[:24]}.so"
     if target.exists():
         return target
@@ -90,7 +90,7 @@ def build(folder: Path | None = None) -> Path:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as private:
             compiled, linked = Path(private) / "kernels.o", Path(private) / "kernels.so"
-            _run([compiler, *flags, "-c", str(_FOLDER / "library.cpp"), "-o", str(compiled)])
+            _run([compiler, *flags, "-c", str(sources / "library.cpp"), "-o", str(compiled)])
             # Linked without -fopenmp, which would name the compiler's own runtime beside torch's.
             _run([compiler, "-shared", str(compiled), *link, "-lstdc++", "-lm", "-o", str(linked)])
             linked.replace(target)
