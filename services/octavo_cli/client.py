@@ -52,6 +52,8 @@ class Client:
     """One connection to a gateway with one key. A context manager; every failure is a ``ClientError``."""
 
     def __init__(self, url: str, key: str) -> None:
+        if not (key.isascii() and key.isprintable() and key.strip()):
+            raise ClientError("no_key", "a key is wanted, as the gateway gave it out: 'oct_…'", 0)
         self._http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_TIMEOUT, trust_env=False
         )

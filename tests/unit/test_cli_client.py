@@ -88,3 +88,10 @@ def test_an_answer_that_is_not_ours_is_one_clear_error(gateway: _Gateway, body: 
 def test_a_gateway_that_is_not_there_is_named() -> None:
     with Client("http://127.0.0.1:1", "key") as client, pytest.raises(ClientError, match=r"http://127\.0\.0\.1:1"):
         client.models()
+
+
+@pytest.mark.parametrize("key", ["", "   ", "oct_1\n", "oct_…"])
+def test_what_can_be_no_key_is_refused_before_anything_is_sent(key: str) -> None:
+    with pytest.raises(ClientError) as refused:
+        Client("http://127.0.0.1:1", key)
+    assert refused.value.code == "no_key"
