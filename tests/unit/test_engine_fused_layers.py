@@ -31,7 +31,7 @@ from support.engines import ask, install, run, save_base, tiny_pack
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs a C++ compiler")
 
 SMALL = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None,
     "initializer_range": 0.3,
 }  # fmt: skip

@@ -128,3 +128,14 @@ def test_a_guide_that_has_failed_changes_nothing_for_those_beside_it() -> None:
     forbidden = TOKENIZER.encode("[", add_special_tokens=False).ids[0]
     assert not any(guide.advance(forbidden) for guide in failed)
     assert np.array_equal(allowed_next([failed[0], beside, failed[1]])[1], allowed_next([alone])[0])
+
+
+def test_each_guided_row_follows_its_own_schema_and_no_other_row_follows_any() -> None:
+    guides = Guides(TOKENIZER.to_str().encode(), (END,))
+    plain, first, second = sequence(), sequence(), sequence()
+    first.guide, second.guide = guides.guide(json.dumps(SCHEMA), ()), guides.guide('{"type": "array"}', ())
+    together = adjusted(torch.zeros(3, 400), [first, plain, second])
+    for i, one in ((0, first), (2, second)):
+        assert torch.equal(together[i], adjusted(torch.zeros(1, 400), [one])[0])
+    assert not torch.equal(together[0], together[2])
+    assert not together[1].any()

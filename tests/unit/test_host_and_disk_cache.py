@@ -39,6 +39,14 @@ def test_warm_tier_never_exceeds_its_budget(operations: list[tuple[str, int, boo
         assert cache.used_bytes == sum(size for _, size in cache.sizes()) <= 100
 
 
+def test_what_is_kept_counts_and_not_what_was_offered_under_the_same_key() -> None:
+    cache = HostCache(budget_bytes=10)
+    # The second is used twice, too, and smaller than the first claims to be, so the first has to go.
+    for name, pack in (("a", b"123"), ("a", b"1234567"), ("b", b"12345"), ("b", b"12345"), ("c", b"123456")):
+        cache.put(key_of(name), pack, 1.0)
+    assert cache.used_bytes == sum(size for _, size in cache.sizes()) <= 10
+
+
 def test_warm_pack_larger_than_the_budget_is_not_kept_and_evicts_nobody() -> None:
     cache = HostCache(budget_bytes=10)
     assert cache.put(key_of("a"), b"12345678", 1.0)
