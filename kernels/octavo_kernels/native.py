@@ -5,7 +5,7 @@ ctypes releases the GIL during a call. Overhead per call is about five microseco
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ _SIGNATURES = {
     "octavo_write_kv": "qpqpqqpqqpqqqqq",
     "octavo_paged_attention": "ipqqpqpqpqqqqfqfp",
     "octavo_copy_rows": "ipqpqppq",
-    "octavo_decoder_layer": "ippppp",
+    "octavo_decoder_layers": "ippqpppp",
+    "octavo_product": "ppqpq",
     "octavo_rms_norm": "ipqpfipqq",
     "octavo_gate": "iipqpqpqq",
     "octavo_largest": "ipqppqq",
@@ -54,19 +55,22 @@ class NativeKernels:
             function = getattr(library, name)
             function.argtypes = [_CODES[code] for code in signature]
             function.restype = ctypes.c_int
+        library.octavo_can_multiply.restype = ctypes.c_bool
         self._shrink = library.octavo_shrink
         self._expand = library.octavo_expand
         self._adapt = library.octavo_adapt
         self._write_kv = library.octavo_write_kv
         self._paged_attention = library.octavo_paged_attention
         self._copy_rows = library.octavo_copy_rows
-        self._decoder_layer = library.octavo_decoder_layer
+        self._decoder_layers = library.octavo_decoder_layers
+        self._product = library.octavo_product
         self._rms_norm = library.octavo_rms_norm
         self._gate = library.octavo_gate
         self._largest = library.octavo_largest
         self._forbid = library.octavo_forbid
         self._rotate = library.octavo_rotate
         self.num_threads = library.octavo_num_threads
+        self.can_multiply: Callable[[], bool] = library.octavo_can_multiply
 
     def shrink(self, x: Tensor, arena: Tensor, table: RowTable, groups: RowGroups, out: Tensor) -> None:
         """See ``ops.shrink``."""
@@ -207,18 +211,31 @@ class NativeKernels:
             )
         )
 
-    def decoder_layer(
+    def product(self, x: Tensor, packed: ctypes.Structure) -> Tensor:
+        """See ``products.product``."""
+        out = torch.empty(x.shape[0], packed.out_features, dtype=x.dtype)
+        at = ctypes.addressof(packed)
+        _raise_for(self._product(at, x.data_ptr(), x.stride(0), out.data_ptr(), x.shape[0]))
+        return out
+
+    def decoder_layers(
         self,
         kind: int,
         functions: "ctypes.Array[ctypes.c_void_p]",
-        layer: ctypes.Structure,
+        layers_at: int,
+        num_layers: int,
         step: ctypes.Structure,
+        places: "ctypes.Array[ctypes.c_void_p]",
         x: Tensor,
         out: Tensor,
     ) -> None:
-        """See ``decoder_layer.DecoderLayer.run``."""
-        layer_at, step_at = ctypes.addressof(layer), ctypes.addressof(step)
-        _raise_for(self._decoder_layer(kind, functions, layer_at, step_at, x.data_ptr(), out.data_ptr()))
+        """See ``decoder_layers.DecoderLayers.run``."""
+        step_at = ctypes.addressof(step)
+        _raise_for(
+            self._decoder_layers(
+                kind, functions, layers_at, num_layers, step_at, places, x.data_ptr(), out.data_ptr()
+            )
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, form: int) -> Tensor:
         """See ``pointwise.rms_norm``."""

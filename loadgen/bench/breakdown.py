@@ -18,7 +18,7 @@ from octavo_worker.model.linear import PackedWeight
 
 _PARTS: dict[str, tuple[tuple[type, str], ...]] = {
     # Where layers are computed in one call, all but the head's product and the choice of tokens is in them.
-    "layers": ((NativeKernels, "decoder_layer"),),
+    "layers": ((NativeKernels, "decoder_layers"),),
     "products": ((PackedWeight, "project"),),
     "adapters": ((NativeKernels, "adapt"),),
     "attention": ((NativeKernels, "paged_attention"), (NativeKernels, "write_kv")),

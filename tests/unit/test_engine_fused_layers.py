@@ -19,7 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from octavo_kernels import decoder_layer
+from octavo_kernels import decoder_layers
+from octavo_kernels.decoder_layers import LayerInputs
 from octavo_kernels.layout import KvTable, LayoutError, RowGroups
 from octavo_kernels.native import load_native
 from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
@@ -125,7 +126,7 @@ def test_layers_that_do_more_keep_their_own_code(
 
 
 def test_a_torch_without_that_interface_serves_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_layer, "_torch_functions", lambda: None)
+    monkeypatch.setattr(decoder_layers, "_torch_functions", lambda: None)
     base, counts = _load(save_base(_model(*FUSED["llama"]), tmp_path / "base"), torch.float32, monkeypatch)
     assert counts == [0]
     assert _logits(base, monkeypatch)
@@ -136,28 +137,34 @@ def test_weights_are_given_back_with_their_layer(tmp_path: Path, monkeypatch: py
     product = base.model.model.layers[0].self_attn.o_proj.siblings.product
     assert product is not None
     held = product.weight._use_count()
-    del base.model.model.layers[0].forward
+    for layer in base.model.model.layers:
+        del layer.forward
     assert product.weight._use_count() == held - 1
 
 
 def test_what_does_not_fit_a_layer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = _load(save_base(_model(*FUSED["llama"]), tmp_path / "base"), torch.float32, monkeypatch)
     cells = [cell.cell_contents for cell in base.model.model.layers[0].forward.__closure__]
-    layer = next(content for content in cells if isinstance(content, decoder_layer.DecoderLayer))
+    fused = next(content for content in cells if isinstance(content, fused_layers.FusedLayers))
+    layers = fused._layers
     x, angles, offsets = torch.zeros(3, 576), torch.zeros(3, 64), torch.zeros(3, dtype=torch.int64)
     starts = torch.tensor([0, 3], dtype=torch.int32)
     kv = KvTable(torch.zeros(1, 1, dtype=torch.int64), starts, torch.tensor([3], dtype=torch.int32), 16, 3, 64)
     groups = RowGroups(starts, torch.tensor([-1], dtype=torch.int32))
     arena = torch.zeros(base.kv_shape.page_elements)
     none = [None] * 7
-    assert layer.run(x, angles, angles, arena, kv, offsets, groups, none).shape == x.shape
+    last = [LayerInputs(kv, offsets, none)]
+    assert layers.run(1, x, angles, angles, arena, groups, last).shape == x.shape
     for arguments in (
-        (x[:, :575], angles, angles, arena, kv, offsets, groups, none),
-        (x.bfloat16(), angles, angles, arena, kv, offsets, groups, none),
-        (x, angles[:2], angles, arena, kv, offsets, groups, none),
-        (x, angles, angles, arena, kv, offsets[:2], groups, none),
-        (x, angles, angles, arena, kv, offsets, groups, none[:6]),
-        (x, angles, angles, arena[:100], kv, offsets, groups, none),
+        (1, x[:, :575], angles, angles, arena, groups, last),
+        (1, x.bfloat16(), angles, angles, arena, groups, last),
+        (1, x, angles[:2], angles, arena, groups, last),
+        (1, x, angles, angles[:2], arena, groups, last),
+        (1, x, angles, angles, arena, groups, [LayerInputs(kv, offsets[:2], none)]),
+        (1, x, angles, angles, arena, groups, [LayerInputs(kv, offsets, none[:6])]),
+        (1, x, angles, angles, arena[:100], groups, last),
+        (0, x, angles, angles, arena, groups, last),
+        (2, x, angles, angles, arena, groups, []),
     ):
         with pytest.raises(LayoutError):
-            layer.run(*arguments)
+            layers.run(*arguments)

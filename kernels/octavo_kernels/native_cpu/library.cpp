@@ -6,8 +6,9 @@
 
 #include "attention.h"
 #include "copying.h"
-#include "decoder_layer.h"
+#include "decoder_layers.h"
 #include "pointwise.h"
+#include "products.h"
 #include "rows.h"
 
 namespace {
@@ -102,10 +103,18 @@ int octavo_rotate(int type, const void* q, int64_t q_row, int64_t q_head, int64_
   return OK;
 }
 
-int octavo_decoder_layer(int type, const Torch* torch, const DecoderLayer* layer, const LayerStep* step, const void* x,
-                         void* out) {
-  if (type == BF16) return decoder_layer(*torch, *layer, *step, (const bf16*)x, (bf16*)out);
-  if (type == FP32) return decoder_layer(*torch, *layer, *step, (const float*)x, (float*)out);
+int octavo_can_multiply() { return CAN_MULTIPLY; }
+
+int octavo_product(const Packed* weight, const void* x, int64_t x_pitch, void* y, int64_t n) {
+  if (!CAN_MULTIPLY) return BAD_TYPE;
+  product(*weight, (const bf16*)x, x_pitch, (bf16*)y, weight->outputs, n);
+  return OK;
+}
+
+int octavo_decoder_layers(int type, const Torch* torch, const DecoderLayer* layers, int64_t count, const LayerStep* step,
+                          const LayerPlaces* places, const void* x, void* out) {
+  if (type == BF16) return decoder_layers(*torch, layers, count, *step, places, (const bf16*)x, (bf16*)out);
+  if (type == FP32) return decoder_layers(*torch, layers, count, *step, places, (const float*)x, (float*)out);
   return BAD_TYPE;
 }
 

@@ -55,7 +55,7 @@ template <class C, class F> void parallel_stretches(int64_t count, int64_t work,
 }
 
 float* scratch(int which, int64_t floats) {
-  static thread_local std::vector<float> buffers[8];
+  static thread_local std::vector<float> buffers[11];
   auto& buffer = buffers[which];
   if ((int64_t)buffer.size() < floats) buffer.resize(floats);
   return buffer.data();

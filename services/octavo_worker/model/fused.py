@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo_kernels import pointwise
-from octavo_kernels.decoder_layer import NormWeights
+from octavo_kernels.decoder_layers import NormWeights
 from octavo_kernels.pointwise import Activation, NormForm
 from octavo_worker.model.linear import MultiAdapterLinear
 

@@ -1,4 +1,4 @@
-"""Decoder layers of a base, each computed in one call where that gives the same bits."""
+"""Decoder layers of a base, all computed in one call where that gives the same bits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from octavo_kernels import decoder_layer
-from octavo_kernels.decoder_layer import DecoderLayer, LayerWeights
+from octavo_kernels import decoder_layers
+from octavo_kernels.decoder_layers import DecoderLayers, LayerInputs, LayerWeights
 from octavo_shared.telemetry import log
-from octavo_worker.model.context import StepContext
+from octavo_worker.model.context import StepContext, StepInputs
 from octavo_worker.model.fused import Fused
 from octavo_worker.model.linear import MultiAdapterLinear
 from octavo_worker.model.self_check import run_in_two_chunks
@@ -30,7 +30,7 @@ class _Candidate:
 
 
 def fuse_layers(model: PreTrainedModel, context: StepContext, fused: Fused, prompts: Sequence[Tensor]) -> int:
-    """Let the layers of ``model`` be computed in one call each, in place, and return how many are.
+    """Let the layers of ``model`` be computed in one call, in place, and return how many they are.
 
     All or none: that a layer has the right parts says nothing about what is done with them (scaled residuals, a norm
     more), so the logits of ``prompts`` must be the same in every bit as without. Called behind the self-check, which
@@ -42,8 +42,9 @@ def fuse_layers(model: PreTrainedModel, context: StepContext, fused: Fused, prom
         return 0
     dtype = weights[0].input_norm.weight.dtype
     expected = run_in_two_chunks(model, context, prompts, dtype)
-    for candidate in found:
-        candidate.module.forward = _forward(candidate, context)
+    layers = FusedLayers(found, context)
+    for index, candidate in enumerate(found):
+        candidate.module.forward = layers.forward_of(index)
     try:
         got = run_in_two_chunks(model, context, prompts, dtype)
         is_same = all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
@@ -60,7 +61,7 @@ def fuse_layers(model: PreTrainedModel, context: StepContext, fused: Fused, prom
 
 def _is_served(weights: LayerWeights) -> bool:
     weight = weights.input_norm.weight
-    return decoder_layer.is_available(weight.device, weight.dtype)
+    return decoder_layers.is_available(weight.device, weight.dtype)
 
 
 def _candidate(module: nn.Module, context: StepContext, fused: Fused) -> _Candidate | None:
@@ -99,40 +100,57 @@ def _candidate(module: nn.Module, context: StepContext, fused: Fused) -> _Candid
     return _Candidate(module, int(attention.layer_idx), weights, (*q.names, *o.names, *gate.names, *down.names))
 
 
-def _forward(candidate: _Candidate, context: StepContext) -> Callable[..., Tensor]:
-    layer, names, original = DecoderLayer(candidate.weights), candidate.names, candidate.module.forward
-    group = context.kv_shape.places[candidate.index].group
+class FusedLayers:
+    """Layers that follow each other: the first to be called computes all that come after it, too, which then pass on
+    what they are given.
 
-    def forward(
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: object = None,
-        **named: object,
-    ) -> Tensor:
-        inputs = context.inputs
-        is_other = attention_mask is not None or past_key_values is not None or hidden_states.shape[:-2] != (1,)
-        if inputs is None or position_embeddings is None or is_other:
-            result: Tensor = original(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
-                **named,
-            )
-            return result
-        cos, sin = position_embeddings
-        kv, tables = inputs.kv[group], inputs.tables
-        rows = layer.run(
-            hidden_states[0],
-            cos[0],
-            sin[0],
-            inputs.arena,
-            kv.table,
-            kv.token_offsets,
-            inputs.groups,
-            [tables.get(name) for name in names],
-        )
-        return rows[None]
+    They do so only when they are given that very tensor; another one is computed from anew, so a model that does
+    something between its layers is computed wrongly by nobody.
+    """
 
-    return forward
+    def __init__(self, candidates: Sequence[_Candidate], context: StepContext) -> None:
+        self._layers = DecoderLayers([candidate.weights for candidate in candidates])
+        self._names = [candidate.names for candidate in candidates]
+        self._groups = [context.kv_shape.places[candidate.index].group for candidate in candidates]
+        self._originals = [candidate.module.forward for candidate in candidates]
+        self._context = context
+        self._result: Tensor | None = None
+
+    def forward_of(self, index: int) -> Callable[..., Tensor]:
+        """Return what takes the place of the forward of layer ``index``."""
+        original = self._originals[index]
+
+        def forward(
+            hidden_states: Tensor,
+            attention_mask: Tensor | None = None,
+            position_embeddings: tuple[Tensor, Tensor] | None = None,
+            past_key_values: object = None,
+            **named: object,
+        ) -> Tensor:
+            inputs = self._context.inputs
+            is_other = attention_mask is not None or past_key_values is not None or hidden_states.shape[:-2] != (1,)
+            if inputs is None or position_embeddings is None or is_other:
+                result: Tensor = original(
+                    hidden_states,
+                    attention_mask=attention_mask,
+                    position_embeddings=position_embeddings,
+                    past_key_values=past_key_values,
+                    **named,
+                )
+                return result
+            if hidden_states is not self._result:
+                hidden_states = self._run(index, hidden_states, position_embeddings, inputs)
+            self._result = hidden_states if index + 1 < len(self._layers) else None
+            return hidden_states
+
+        return forward
+
+    def _run(self, first: int, hidden_states: Tensor, angles: tuple[Tensor, Tensor], inputs: StepInputs) -> Tensor:
+        """Return what the layers from ``first`` on make of ``hidden_states`` [1, N, hidden]."""
+        cos, sin = angles
+        tables = inputs.tables
+        own = []
+        for names, group in zip(self._names[first:], self._groups[first:], strict=True):
+            kv = inputs.kv[group]
+            own.append(LayerInputs(kv.table, kv.token_offsets, [tables.get(name) for name in names]))
+        return self._layers.run(first, hidden_states[0], cos[0], sin[0], inputs.arena, inputs.groups, own)[None]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo_kernels import ops
-from octavo_kernels.decoder_layer import ProductWeights
+from octavo_kernels import ops, products
+from octavo_kernels.decoder_layers import Product, TorchProduct
 from octavo_worker.model.context import StepContext
 
 _ROWS_HINT = 64
@@ -32,37 +32,46 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 class PackedWeight:
-    """``x Wᵀ + bias`` for frozen weights, which are laid out once for oneDNN on a CPU and kept as they are elsewhere.
+    """``x Wᵀ + bias`` for frozen weights, which are laid out once on a CPU and kept as they are elsewhere.
 
-    The outputs of several ``linears`` stand behind each other. On a CPU a row's result is bitwise the same alone and in
-    any batch. The linears may be thrown away.
+    bf16 is laid out for our own product where the CPU has what it needs, all else for oneDNN. The outputs of several
+    ``linears`` stand behind each other. On a CPU a row's result is bitwise the same alone and in any batch. The linears
+    may be thrown away.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         weights = [linear.weight.detach() for linear in linears]
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        self._is_packed = _can_pack(weight)
-        self._features = (weight.shape[1], weight.shape[0])
+        bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
         # Not parameters: a packed tensor is opaque to everything that walks over parameters.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if self._is_packed else weight
-        self._bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
+        self._product: Product | None = None
+        self._weight, self._bias = weight, bias
+        if products.can_pack(weight):
+            self._product = products.pack(weight, bias)
+        elif _can_pack(weight):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+            self._product = TorchProduct(packed, bias, weight.shape[1], weight.shape[0])
+        if self._product is not None:
+            self._weight = self._product.weight
 
     @property
-    def product(self) -> ProductWeights | None:
-        """What computes the same without this object; None where the weights are not laid out for oneDNN."""
-        return ProductWeights(self._weight, self._bias, *self._features) if self._is_packed else None
+    def product(self) -> Product | None:
+        """What computes the same without this object; None where the weights are not laid out."""
+        return self._product
 
     def project(self, rows: Tensor) -> Tensor:
         """Map ``rows`` [N, in_features] to [N, out_features]."""
-        if not self._is_packed:
+        if self._product is None:
             return functional.linear(rows, self._weight, self._bias)
+        if isinstance(self._product, products.PackedProduct):
+            return products.product(rows, self._product)
         num_rows = rows.shape[0]
         if num_rows < _ROWS_MIN:
             rows = functional.pad(rows, (0, 0, 0, _ROWS_MIN - num_rows))
         assert _linear_pointwise is not None, "weights were packed without oneDNN"
-        product: Tensor = _linear_pointwise.default(rows, self._weight, self._bias, "none", [], "")
-        return product if num_rows >= _ROWS_MIN else product[:num_rows]
+        result: Tensor = _linear_pointwise.default(rows, self._weight, self._bias, "none", [], "")
+        return result if num_rows >= _ROWS_MIN else result[:num_rows]
 
 
 class PackedLinear(nn.Module):
@@ -102,7 +111,7 @@ class SiblingLinears:
         return self._names
 
     @property
-    def product(self) -> ProductWeights | None:
+    def product(self) -> Product | None:
         """All linears as one product, if it may be computed elsewhere; see ``PackedWeight.product``."""
         return self._packed.product
 

@@ -1,7 +1,8 @@
-"""A whole pre-norm decoder layer in one call on a CPU: the same kernels, without Python between them.
+"""Whole pre-norm decoder layers in one call on a CPU: the same kernels, without Python between them.
 
-Bit for bit what the modules compute one after the other. The products are torch's own, reached through the plain C
-interface that torch keeps for compiled models; a torch without it has no layers in one call, and serves as well.
+Bit for bit what the modules compute one after the other. Products that are not ours are torch's own, reached through
+the plain C interface that torch keeps for compiled models; a torch without it has no layers in one call, and serves as
+well.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ from torch import Tensor
 from octavo_kernels.layout import KvTable, LayoutError, RowGroups, RowTable
 from octavo_kernels.native import TYPES, load_native
 from octavo_kernels.pointwise import Activation, NormForm
+from octavo_kernels.products import PackedProduct, PackedWords
 
 _TORCH_FUNCTIONS = (
     "aoti_torch_create_tensor_from_blob",
@@ -24,7 +26,7 @@ _TORCH_FUNCTIONS = (
     "aoti_torch_delete_tensor_object",
     "aoti_torch_cpu__linear_pointwise",
 )
-"""In the order of ``Torch`` in native_cpu/decoder_layer.h."""
+"""In the order of ``Torch`` in native_cpu/decoder_layers.h."""
 _DELETE_TENSOR = 2
 _NUM_MODULES = 7
 
@@ -39,13 +41,16 @@ class NormWeights:
 
 
 @dataclass(frozen=True)
-class ProductWeights:
+class TorchProduct:
     """``x Wᵀ + bias`` with a weight that torch has laid out for oneDNN."""
 
     weight: Tensor
     bias: Tensor | None
     in_features: int
     out_features: int
+
+
+Product = PackedProduct | TorchProduct
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ class LayerWeights:
 
     input_norm: NormWeights
     inner_norm: NormWeights
-    qkv: ProductWeights
-    o: ProductWeights
-    gate_up: ProductWeights
-    down: ProductWeights
+    qkv: Product
+    o: Product
+    gate_up: Product
+    down: Product
     activation: Activation
     num_heads: int
     num_kv_heads: int
@@ -71,12 +76,7 @@ class LayerWeights:
 
 
 class _Product(ctypes.Structure):
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("in_features", ctypes.c_int64),
-        ("out_features", ctypes.c_int64),
-    )
+    _fields_ = (("packed", PackedWords), ("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
 
 
 class _Norm(ctypes.Structure):
@@ -108,10 +108,7 @@ class _Step(ctypes.Structure):
         ("sin", ctypes.c_void_p),
         ("arena", ctypes.c_void_p),
         ("arena_len", ctypes.c_int64),
-        ("kv", ctypes.c_void_p),
-        ("token_offsets", ctypes.c_void_p),
         ("groups", ctypes.c_void_p),
-        ("tables", ctypes.c_void_p * _NUM_MODULES),
     )
 
 
@@ -132,19 +129,38 @@ def is_available(device: torch.device, dtype: torch.dtype) -> bool:
     return _torch_functions() is not None and hasattr(torch._C, "_aoti")
 
 
-class DecoderLayer:
-    """One layer of a base. Its weights must not change; what it holds of them is given back with it."""
+@dataclass(frozen=True)
+class LayerInputs:
+    """Where one layer finds its keys and values, and the tables of q, k, v, o, gate, up and down: None where no adapter
+    targets the module. ``token_offsets`` [N] as in ``ops.write_kv``.
+    """
 
-    def __init__(self, weights: LayerWeights) -> None:
+    kv: KvTable
+    token_offsets: Tensor
+    tables: Sequence[RowTable | None]
+
+
+class DecoderLayers:
+    """Layers of a base that follow each other. Their weights must not change; what it holds of them goes with it."""
+
+    def __init__(self, weights: Sequence[LayerWeights]) -> None:
         functions, native = _torch_functions(), load_native()
-        if functions is None or native is None:
+        if functions is None or native is None or not weights:
             raise LayoutError("this torch, or this machine, has no layers in one call")
         self._functions, self._native = functions, native
         self._delete_tensor = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(functions[_DELETE_TENSOR] or 0)
-        self._weights = weights
-        self._dtype = weights.input_norm.weight.dtype
-        self._hidden = weights.qkv.in_features
-        self._layer = _Layer(
+        self._weights = tuple(weights)
+        self._dtype = weights[0].input_norm.weight.dtype
+        self._hidden = weights[0].qkv.in_features
+        if any((one.input_norm.weight.dtype, one.qkv.in_features) != (self._dtype, self._hidden) for one in weights):
+            raise LayoutError("layers: one dtype and one width wanted")
+        self._layers = (_Layer * len(weights))(*(self._words(one) for one in weights))
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def _words(self, weights: LayerWeights) -> _Layer:
+        return _Layer(
             input_norm=_norm(weights.input_norm),
             inner_norm=_norm(weights.inner_norm),
             qkv=self._product(weights.qkv),
@@ -160,12 +176,15 @@ class DecoderLayer:
             scaling=weights.scaling,
         )
 
-    def _product(self, product: ProductWeights) -> _Product:
+    def _product(self, product: Product) -> _Product:
+        if isinstance(product, PackedProduct):
+            return _Product(product.words, None, None)
         bias = self._handle(product.bias) if product.bias is not None else None
-        return _Product(self._handle(product.weight), bias, product.in_features, product.out_features)
+        words = PackedWords(None, None, product.in_features, product.out_features)
+        return _Product(words, self._handle(product.weight), bias)
 
     def _handle(self, tensor: Tensor) -> int:
-        """Return the address of a torch tensor object of C++, which lives as long as this layer."""
+        """Return the address of a torch tensor object of C++, which lives as long as these layers."""
         capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
         get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
         get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -175,31 +194,40 @@ class DecoderLayer:
 
     def run(
         self,
+        first: int,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
         arena: Tensor,
-        kv: KvTable,
-        token_offsets: Tensor,
         groups: RowGroups,
-        tables: Sequence[RowTable | None],
+        inputs: Sequence[LayerInputs],
     ) -> Tensor:
-        """Return what the layer makes of N rows; writes their keys and values into the arena.
+        """Return what the layers from ``first`` on make of N rows; writes their keys and values into the arena.
 
-        Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; token_offsets [N] as in
-        ``ops.write_kv``; tables of q, k, v, o, gate, up and down, None where no adapter targets the module.
+        Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; ``inputs`` one for each of those layers.
 
         Raises: LayoutError, and nothing is known then of the arena's rows for these tokens.
         """
-        num_rows, dim = x.shape[0], self._weights.head_dim
-        if x.shape != (num_rows, self._hidden) or cos.shape != (num_rows, dim) or sin.shape != cos.shape:
-            raise LayoutError(f"layer: {tuple(x.shape)} rows and {tuple(cos.shape)} angles do not fit the layer")
+        num_rows, weights = x.shape[0], self._weights[first:]
+        if not weights or len(inputs) != len(weights):
+            raise LayoutError(f"layers: inputs for {len(weights)} layers wanted, got {len(inputs)}")
+        dims = {one.head_dim for one in weights}
+        if x.shape != (num_rows, self._hidden) or {(num_rows, dim) for dim in dims} != {tuple(cos.shape)}:
+            raise LayoutError(f"layers: {tuple(x.shape)} rows and {tuple(cos.shape)} angles do not fit the layers")
+        if sin.shape != cos.shape:
+            raise LayoutError(f"layers: sines {tuple(sin.shape)} differ from cosines {tuple(cos.shape)}")
         if any(t.dtype != self._dtype or t.is_cuda or not t.is_contiguous() for t in (x, cos, sin, arena)):
-            raise LayoutError(f"layer: x, cos, sin and the arena must be contiguous {self._dtype} on the CPU")
-        if token_offsets.shape != (num_rows,) or token_offsets.dtype != torch.int64 or len(tables) != _NUM_MODULES:
-            raise LayoutError("layer: one int64 offset for each row and a table for each module wanted")
-        if kv.num_kv_heads != self._weights.num_kv_heads or kv.head_dim != dim:
-            raise LayoutError("layer: keys and values lie in other heads than the layer has")
+            raise LayoutError(f"layers: x, cos, sin and the arena must be contiguous {self._dtype} on the CPU")
+        places: list[int | None] = []
+        for one, given in zip(weights, inputs, strict=True):
+            offsets, kv = given.token_offsets, given.kv
+            if offsets.shape != (num_rows,) or offsets.dtype != torch.int64 or len(given.tables) != _NUM_MODULES:
+                raise LayoutError("layers: one int64 offset for each row and a table for each module wanted")
+            if kv.num_kv_heads != one.num_kv_heads or kv.head_dim != one.head_dim:
+                raise LayoutError("layers: keys and values lie in other heads than the layer has")
+            # As ``LayerPlaces`` in native_cpu/decoder_layers.h.
+            places += [ctypes.addressof(kv.words), offsets.data_ptr()]
+            places += [ctypes.addressof(t.words) if t is not None else None for t in given.tables]
         out = torch.empty_like(x)
         step = _Step(
             num_rows,
@@ -207,12 +235,18 @@ class DecoderLayer:
             sin.data_ptr(),
             arena.data_ptr(),
             arena.numel(),
-            ctypes.addressof(kv.words),
-            token_offsets.data_ptr(),
             ctypes.addressof(groups.words),
-            (ctypes.c_void_p * _NUM_MODULES)(*(ctypes.addressof(t.words) if t is not None else None for t in tables)),
         )
-        self._native.decoder_layer(TYPES[self._dtype], self._functions, self._layer, step, x, out)
+        self._native.decoder_layers(
+            TYPES[self._dtype],
+            self._functions,
+            ctypes.addressof(self._layers[first]),
+            len(weights),
+            step,
+            (ctypes.c_void_p * len(places))(*places),
+            x,
+            out,
+        )
         return out
 
 

@@ -1,11 +1,12 @@
-// A whole pre-norm decoder layer in one call: the same kernels in the same order, with nothing between them.
+// Whole pre-norm decoder layers in one call: the same kernels in the same order, with nothing between them.
 //
-// The products are oneDNN's, as torch calls them: through torch's plain C interface for compiled models, whose functions
-// are handed in by decoder_layer.py.
+// Products that are not laid out for ours are oneDNN's, as torch calls them: through torch's plain C interface for
+// compiled models, whose functions are handed in by decoder_layers.py.
 #pragma once
 
 #include "attention.h"
 #include "pointwise.h"
+#include "products.h"
 #include "rows.h"
 
 namespace {
@@ -18,7 +19,8 @@ struct Torch {
   int32_t (*linear)(Tensor, Tensor, Tensor*, const char*, const double**, int64_t, const char**, Tensor*);
 };
 
-struct Product { Tensor weight, bias; int64_t in, out; };
+// Ours where `packed` has a weight, torch's otherwise.
+struct Product { Packed packed; Tensor weight, bias; };
 struct Norm { const void* weight; int64_t form; double eps; };
 struct DecoderLayer {
   Norm input_norm, inner_norm;
@@ -26,15 +28,18 @@ struct DecoderLayer {
   int64_t activation, heads, kv_heads, dim, window, layer_offset;
   double scaling;
 };
-// Tables of the adapters, none where nobody targets a module: q, k, v, o, gate, up, down.
 struct LayerStep {
   int64_t n;
   const void *cos, *sin;
   void* arena;
   int64_t arena_len;
+  const Groups* groups;
+};
+// Where a layer finds its keys and values, and tables of the adapters, none where nobody targets a module: q, k, v, o,
+// gate, up, down.
+struct LayerPlaces {
   const Kv* kv;
   const int64_t* token_offsets;
-  const Groups* groups;
   const Table* tables[7];
 };
 
@@ -42,20 +47,20 @@ template <class T> int32_t torch_dtype();
 template <> inline int32_t torch_dtype<bf16>() { return 15; }
 template <> inline int32_t torch_dtype<float>() { return 6; }
 
-// What a product wrote; torch's memory, given back at the end of its life.
+// What a product wrote: into memory of its own, or torch's, given back at the end of its life.
 template <class T> struct Produced {
   const Torch& torch;
+  T* data;
   Tensor tensor = nullptr;
-  T* data = nullptr;
-  explicit Produced(const Torch& torch) : torch(torch) {}
+  Produced(const Torch& torch, T* room) : torch(torch), data(room) {}
   Produced(const Produced&) = delete;
   ~Produced() { if (tensor) torch.delete_tensor(tensor); }
 };
 
 // oneDNN sums one row alone in another order, so there are always two (see linear.py); x has room for them.
-template <class T> bool project_all(const Torch& torch, const Product& product, T* x, int64_t n, Produced<T>& y) {
-  int64_t rows = std::max<int64_t>(n, 2), sizes[2] = {rows, product.in}, strides[2] = {product.in, 1};
-  if (n < 2) std::memset(x + n * product.in, 0, (2 - n) * product.in * sizeof(T));
+template <class T> bool project_with_torch(const Torch& torch, const Product& product, T* x, int64_t n, Produced<T>& y) {
+  int64_t in = product.packed.features, rows = std::max<int64_t>(n, 2), sizes[2] = {rows, in}, strides[2] = {in, 1};
+  if (n < 2) std::memset(x + n * in, 0, (2 - n) * in * sizeof(T));
   Tensor input = nullptr;
   if (torch.create_from_blob(x, 2, sizes, strides, 0, torch_dtype<T>(), 0, 0, &input)) return false;
   Tensor weight = product.weight, bias = product.bias;
@@ -66,6 +71,16 @@ template <class T> bool project_all(const Torch& torch, const Product& product, 
   if (!is_done || torch.get_data_ptr(y.tensor, &data)) return false;
   y.data = (T*)data;
   return true;
+}
+
+template <class T> bool project_all(const Torch& torch, const Product& with, T* x, int64_t n, Produced<T>& y) {
+  if constexpr (sizeof(T) == sizeof(bf16)) {
+    if (with.packed.weight) {
+      product(with.packed, x, with.packed.features, y.data, with.packed.outputs, n);
+      return true;
+    }
+  }
+  return project_with_torch(torch, with, x, n, y);
 }
 
 template <class T> void add(const T* a, const T* b, T* out, int64_t n, int64_t width) {
@@ -84,49 +99,60 @@ template <class T> int adapt_some(const LayerStep& s, const T* x, int64_t h, Par
   return adapt(x, h, (const T*)s.arena, s.arena_len, *s.groups, parts, used, s.n, h);
 }
 
-template <class T> int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s, const T* x, T* out) {
-  int64_t n = s.n, hidden = l.qkv.in, inner = l.down.in, dim = l.dim, turned_heads = l.heads + l.kv_heads;
-  int64_t attended_width = l.heads * dim, turned_width = turned_heads * dim, qkv_width = l.qkv.out, rows = std::max<int64_t>(n, 2);
-  int64_t sizes[] = {rows * hidden, rows * turned_width, rows * attended_width, rows * inner, rows * hidden};
-  T* buffers[5];
-  for (int i = 0; i < 5; i++) buffers[i] = (T*)aligned(scratch(3 + i, (sizes[i] * sizeof(T) + 3) / sizeof(float) + 16));
+// `out` may be x.
+template <class T>
+int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s, const LayerPlaces& at, const T* x, T* out) {
+  int64_t n = s.n, hidden = l.qkv.packed.features, inner = l.down.packed.features, dim = l.dim;
+  int64_t attended_width = l.heads * dim, turned_width = (l.heads + l.kv_heads) * dim, qkv_width = l.qkv.packed.outputs;
+  int64_t widths[] = {hidden, turned_width, attended_width, inner, hidden, qkv_width, hidden, 2 * inner};
+  T* buffers[8];
+  for (int i = 0; i < 8; i++)
+    buffers[i] = (T*)aligned(scratch(3 + i, (std::max<int64_t>(n, 2) * widths[i] * sizeof(T) + 3) / sizeof(float) + 16));
   T *normed = buffers[0], *turned = buffers[1], *attended = buffers[2], *gated = buffers[3], *between = buffers[4];
 
   rms_norm(x, hidden, (const T*)l.input_norm.weight, (float)l.input_norm.eps, (int)l.input_norm.form, normed, n, hidden);
   {
-    Produced<T> qkv(torch), o(torch);
+    Produced<T> qkv(torch, buffers[5]), o(torch, buffers[6]);
     if (!project_all(torch, l.qkv, normed, n, qkv)) return BAD_PRODUCT;
     T *q = qkv.data, *k = q + attended_width, *v = k + l.kv_heads * dim;
-    Part parts[] = {{s.tables[0], q, qkv_width, attended_width},
-                    {s.tables[1], k, qkv_width, l.kv_heads * dim},
-                    {s.tables[2], v, qkv_width, l.kv_heads * dim}};
+    Part parts[] = {{at.tables[0], q, qkv_width, attended_width},
+                    {at.tables[1], k, qkv_width, l.kv_heads * dim},
+                    {at.tables[2], v, qkv_width, l.kv_heads * dim}};
     if (int error = adapt_some(s, normed, hidden, parts, 3)) return error;
     rotate<T>({q, qkv_width, dim, l.heads}, {k, qkv_width, dim, l.kv_heads}, (const T*)s.cos, (const T*)s.sin, turned, n, dim);
     if (int error = write_kv(sizeof(T), (char*)s.arena, s.arena_len, (const char*)(turned + attended_width), turned_width, dim,
-                             (const char*)v, qkv_width, dim, s.token_offsets, l.layer_offset, s.kv->page_tokens, n,
+                             (const char*)v, qkv_width, dim, at.token_offsets, l.layer_offset, at.kv->page_tokens, n,
                              l.kv_heads, dim))
       return error;
-    Attend at{l.layer_offset, l.heads, l.window, (float)l.scaling, 0.0f, nullptr};
-    if (int error = paged_attention((const T*)turned, turned_width, dim, (const T*)s.arena, s.arena_len, *s.kv, at, attended,
+    Attend how{l.layer_offset, l.heads, l.window, (float)l.scaling, 0.0f, nullptr};
+    if (int error = paged_attention((const T*)turned, turned_width, dim, (const T*)s.arena, s.arena_len, *at.kv, how, attended,
                                     attended_width, dim, n))
       return error;
     if (!project_all(torch, l.o, attended, n, o)) return BAD_PRODUCT;
-    Part part = {s.tables[3], o.data, hidden, hidden};
+    Part part = {at.tables[3], o.data, hidden, hidden};
     if (int error = adapt_some(s, attended, attended_width, &part, 1)) return error;
     add(x, (const T*)o.data, between, n, hidden);
   }
   rms_norm((const T*)between, hidden, (const T*)l.inner_norm.weight, (float)l.inner_norm.eps, (int)l.inner_norm.form, normed, n,
            hidden);
-  Produced<T> gate_up(torch), down(torch);
+  Produced<T> gate_up(torch, buffers[7]), down(torch, buffers[6]);
   if (!project_all(torch, l.gate_up, normed, n, gate_up)) return BAD_PRODUCT;
   T *gates = gate_up.data, *up = gates + inner;
-  Part parts[] = {{s.tables[4], gates, 2 * inner, inner}, {s.tables[5], up, 2 * inner, inner}};
+  Part parts[] = {{at.tables[4], gates, 2 * inner, inner}, {at.tables[5], up, 2 * inner, inner}};
   if (int error = adapt_some(s, normed, hidden, parts, 2)) return error;
   gate((int)l.activation, (const T*)gates, 2 * inner, (const T*)up, 2 * inner, gated, n, inner);
   if (!project_all(torch, l.down, gated, n, down)) return BAD_PRODUCT;
-  Part part = {s.tables[6], down.data, hidden, hidden};
+  Part part = {at.tables[6], down.data, hidden, hidden};
   if (int error = adapt_some(s, gated, inner, &part, 1)) return error;
   add((const T*)between, (const T*)down.data, out, n, hidden);
+  return OK;
+}
+
+template <class T>
+int decoder_layers(const Torch& torch, const DecoderLayer* layers, int64_t count, const LayerStep& s, const LayerPlaces* places,
+                   const T* x, T* out) {
+  for (int64_t i = 0; i < count; i++)
+    if (int error = decoder_layer(torch, layers[i], s, places[i], i ? out : x, out)) return error;
   return OK;
 }
 
