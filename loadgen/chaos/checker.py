@@ -44,11 +44,20 @@ class Violation:
 
 
 @dataclass(frozen=True)
+class StaleRead:
+    """A read, asked for at ``invoked_s``, of what had been replaced for ``late_s``, which is within the bound."""
+
+    adapter: str
+    invoked_s: float
+    late_s: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What was found. ``stale_s`` has, for each read that was stale within the bound, by how much it was."""
+    """What was found."""
 
     violations: tuple[Violation, ...]
-    stale_s: tuple[float, ...]
+    stale: tuple[StaleRead, ...]
 
     def count(self, kind: Kind) -> int:
         """Return how many violations are of ``kind``."""
@@ -65,12 +74,12 @@ def check(history: History, stale_max_s: float) -> Verdict:
     for operation in history.operations:
         by_adapter.setdefault(operation.adapter, []).append(operation)
     violations: list[Violation] = []
-    stale_s: list[float] = []
+    stale: list[StaleRead] = []
     for adapter, operations in by_adapter.items():
         one = _Adapter(operations, history.ledger.get(adapter, ()))
         violations += [Violation(kind, adapter, problem) for kind, problem in one.problems(stale_max_s)]
-        stale_s += one.stale_s
-    return Verdict(tuple(violations), tuple(stale_s))
+        stale += [StaleRead(adapter, *found) for found in one.stale]
+    return Verdict(tuple(violations), tuple(stale))
 
 
 Problem = tuple[Kind, str]
@@ -83,7 +92,7 @@ class _Adapter:
         self._operations = operations
         self._ledger = ledger
         self._writes = {one.write: one for one in operations if one.write}
-        self.stale_s: list[float] = []
+        self.stale: list[tuple[float, float]] = []
 
     def problems(self, stale_max_s: float) -> Iterator[Problem]:
         """Yield what is wrong; also counts stale reads."""
@@ -196,7 +205,7 @@ class _Adapter:
             if isinstance(place, Place):
                 yield Kind.READ, f"{one.call} showed {one.seen[0]}: {place.value}"
             elif place <= stale_max_s:
-                self.stale_s.append(place)
+                self.stale.append((one.invoked_s, place))
             else:
                 yield Kind.STALE, f"{one.call} showed {one.seen[0]}, which was replaced for {place:.1f} s"
 

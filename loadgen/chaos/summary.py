@@ -92,7 +92,7 @@ class Summary:
             ("unknown", outcomes[Outcome.UNKNOWN]),
             ("reads without an answer", record.num_unanswered_reads),
             ("pushes that could not be staged", record.num_not_staged),
-            ("reads that were stale, within the bound", len(self.verdict.stale_s)),
+            ("reads that were stale, within the bound", len(self.verdict.stale)),
         ]
 
     def fields(self) -> Mapping[str, object]:
@@ -116,8 +116,8 @@ class Summary:
             "duplicates": values["duplicates"],
             "other_violations": values["other_violations"],
             "problems_left": values["problems_left"],
-            "stale_reads": len(self.verdict.stale_s),
-            "stale_max_s": _rounded(max(self.verdict.stale_s, default=0.0)),
+            "stale_reads": len(self.verdict.stale),
+            "stale_max_s": _rounded(max((one.late_s for one in self.verdict.stale), default=0.0)),
             "recovery_p50_s": _rounded(quantile_s(waits_s, 0.5)),
             "recovery_p95_s": _rounded(quantile_s(waits_s, 0.95)),
             "recovery_max_s": _rounded(max(waits_s, default=float("inf"))),

@@ -67,10 +67,10 @@ def test_every_wrong_history_is_found(name: str) -> None:
 def test_reads_within_the_bound_are_counted_as_stale_and_without_a_bound_are_wrong() -> None:
     histories = [Simulator(seed).run(150) for seed in range(10)]
     stale = [check(history, STALE_MAX_S) for history in histories]
-    assert sum(len(verdict.stale_s) for verdict in stale) > 10
-    assert all(0 < late_s <= STALE_MAX_S for verdict in stale for late_s in verdict.stale_s)
+    assert sum(len(verdict.stale) for verdict in stale) > 10
+    assert all(0 < one.late_s <= STALE_MAX_S for verdict in stale for one in verdict.stale)
     strict = [check(history, 0.0) for history in histories]
-    assert [verdict.count(Kind.STALE) for verdict in strict] == [len(verdict.stale_s) for verdict in stale]
+    assert [verdict.count(Kind.STALE) for verdict in strict] == [len(verdict.stale) for verdict in stale]
 
 
 def snapshot(number: int, **aliases: int) -> h.Snapshot:
