@@ -40,6 +40,7 @@ class Pushing:
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
         key = await self._desk.authenticate(request.credential)
+        access.check_stage(key)
         self._check_upload(request.upload_id, key, None)
         return messages.UploadChecked(request.upload_id)
 
