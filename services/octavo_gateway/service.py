@@ -12,6 +12,7 @@ from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
@@ -61,6 +62,7 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
+            *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
         ]
         self._is_stopping = False

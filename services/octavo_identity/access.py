@@ -74,3 +74,9 @@ def check_issue_key(key: KeyHead, principal: str, role: Role) -> None:
 def may_revoke_key(key: KeyHead, other: KeyHead) -> bool:
     """Admins revoke any key, others their own ones that may do no more than ``key`` itself."""
     return key.role is Role.ADMIN or (key.principal == other.principal and _RANK[other.role] <= _RANK[key.role])
+
+
+def check_tenant(key: KeyHead, tenant: str, action: str) -> None:
+    """Let those of a tenant and admins see what is the tenant's; whether it exists makes no difference to others."""
+    if key.tenant != tenant and key.role is not Role.ADMIN:
+        raise NotPermitted(action)

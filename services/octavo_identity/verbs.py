@@ -168,6 +168,7 @@ class Verbs:
                 event.detail if key.principal == head.owner or event.kind not in _OWNERS_DETAILS else "",
                 event.revision.revision if event.revision else None,
                 state_of(head, event.revision.revision.number) if event.revision else None,
+                event.evaluation,
             )
             async for event, sequence in self._registry.ledger(reference, request.num_max)
             if key.principal == head.owner or event.kind not in _OWNERS_EVENTS
