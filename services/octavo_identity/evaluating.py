@@ -29,9 +29,9 @@ class Evaluating:
     async def evaluate(self, request: messages.Evaluate) -> Evaluation:
         """Record what a suite's run gave; the revision is then evaluated, however well.
 
-        For the adapter's owner, and for those of its users whom a gate of it names as evaluators. Idempotent by key,
-        and the finding that is the evaluator's newest with this suite already is no event. Raises ``BaseMismatch`` when
-        the answers came from another base than the revision's, and ``RevisionRetired``.
+        For the adapter's owner and editors, and for those of its users whom a gate names as evaluators. Idempotent by
+        key, and the finding that is the evaluator's newest with this suite already is no event. Raises ``BaseMismatch``
+        when the answers came from another base than the revision's, and ``RevisionRetired``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
@@ -65,12 +65,12 @@ class Evaluating:
         return next(one for one in reversed(own) if number in (0, one.number))
 
     async def evaluations(self, request: messages.ListEvaluations) -> EvaluationList:
-        """Return a revision's evaluations from the ledger, newest first. For everyone who may use the adapter."""
+        """Return a revision's evaluations from the ledger, newest first. For all who have a role on the adapter."""
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
         if not 1 <= request.num_max <= messages.EVALUATIONS_MAX:
             raise InvalidRequest("limit", f"must be 1 to {messages.EVALUATIONS_MAX}")
-        head = access.check_use(key, await self._registry.head(reference))
+        head = access.check_see(key, await self._registry.head(reference))
         revision = (await self._registry.find(head, reference)).revision
         found: list[EvaluationEntry] = []
         num_left = head.num_evaluations
@@ -88,11 +88,11 @@ class Evaluating:
         return EvaluationList(head.name, revision, state_of(head, revision.number), tuple(found), is_whole)
 
     async def _check_evaluator(self, key: KeyHead, reference: Reference, now: AdapterHead | None) -> AdapterHead:
-        head = access.check_use(key, now)
+        head = access.check_see(key, now)
         gates = (head.gate, await self._desk.gatekeeper.tenant_gate(reference.tenant))
         if any(gate is not None and key.principal in gate.evaluators for gate in gates):
-            return head
-        return access.check_own(key, head)
+            return access.check_use(key, head)
+        return access.check_edit(key, head)
 
 
 def _check_scores(scores: Sequence[Score]) -> tuple[Score, ...]:

@@ -1,4 +1,4 @@
-"""Verbs on gates: those of an adapter are its owner's, those of a tenant its administrators'."""
+"""Verbs on gates: those of an adapter are its owner's, and not its editors'; those of a tenant are for admins."""
 
 import math
 
@@ -24,14 +24,14 @@ class GateVerbs:
         self._desk = desk
 
     async def get_gate(self, request: messages.GetGate) -> Gates:
-        """Return the gates of an adapter to those who may use it, or that of a tenant to those who are of it."""
+        """Return the gates of an adapter to those who have a role on it, or that of a tenant to those who are of it."""
         key = await self._desk.authenticate(request.credential)
         if "/" not in request.target:
             tenant = check_name(request.target, "tenant")
             access.check_tenant(key, tenant, "see the gate of this tenant")
             return Gates(tenant, tenant=await self._desk.gatekeeper.tenant_gate(tenant))
         reference = adapter_reference(request.target)
-        head = access.check_use(key, await self._desk.registry.head(reference))
+        head = access.check_see(key, await self._desk.registry.head(reference))
         return Gates(head.name, head.gate, await self._desk.gatekeeper.tenant_gate(reference.tenant))
 
     async def set_gate(self, request: messages.SetGate) -> Gates:

@@ -14,6 +14,7 @@ from octavo_identity.evaluating import Evaluating
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
@@ -79,6 +80,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Branching(desk, staging),
                     Tenancy(desk),
                     Proving(desk, ledger),
+                    Keyring(desk),
                     Evaluating(desk),
                     GateVerbs(desk),
                 )
@@ -106,6 +108,7 @@ def _handlers(
     branching: Branching,
     tenancy: Tenancy,
     proving: Proving,
+    keyring: Keyring,
     evaluating: Evaluating,
     gates: GateVerbs,
 ) -> dict[str, Handler]:
@@ -113,8 +116,11 @@ def _handlers(
         "resolve": verbs.resolve,
         "locate": verbs.locate,
         "create_tenant": tenancy.create_tenant,
-        "issue_key": tenancy.issue_key,
-        "revoke_key": tenancy.revoke_key,
+        "whoami": keyring.whoami,
+        "issue_key": keyring.issue_key,
+        "rotate_key": keyring.rotate_key,
+        "revoke_key": keyring.revoke_key,
+        "list_keys": keyring.list_keys,
         "begin_upload": pushing.begin_upload,
         "check_upload": pushing.check_upload,
         "commit": pushing.commit,

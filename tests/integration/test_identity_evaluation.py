@@ -22,6 +22,7 @@ from octavo_shared.errors import (
 )
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score
+from octavo_shared.messages.grants import GrantRole
 from octavo_shared.references import Digest
 from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, own_identity
@@ -304,30 +305,34 @@ async def refusal(who: Client, verb: str, **fields: Any) -> str:
 async def test_each_verb_is_for_those_whom_it_is_for(admin: Client) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
     bob, mallory = await admin.new_key("away", "bob", m.Role.USER), await admin.new_key("away", "mallory")
+    editor, auditor = await admin.new_key("away", "erin"), await admin.new_key("away", "otto")
     revoked = await admin.new_key("home", "alice")
     await admin.ask("revoke_key", key_id=revoked.credential.key_id)
     none = Client(admin.bus, admin.store, m.Credential("", b""))
     await alice.push("home/diary")
-    await alice.ask("grant", adapter="home/diary", principal="bob@away")
+    for user, role in (("bob", GrantRole.USER), ("erin", GrantRole.EDITOR), ("otto", GrantRole.AUDITOR)):
+        await alice.ask("grant", adapter="home/diary", principal=f"{user}@away", role=role)
     finding = {
         "suite": "facts", "suite_digest": digest_of("facts"), "base": TINY_FINGERPRINT,
         "scores": (Score(Metric.EXACT, 1.0, 1),),
     }  # fmt: skip
-    everyone = (alice, bob, carol, mallory, admin, revoked, none)
+    everyone = (alice, editor, bob, auditor, carol, mallory, admin, revoked, none)
     hidden, denied, no_key, bad = "adapter_not_found", "not_permitted", Unauthenticated.code, InvalidRequest.code
+    outside = (hidden, hidden, hidden, no_key, no_key)
+    denied_to_all = (*(denied,) * 6, "", no_key, no_key)
     expected: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-        ("evaluate", {"reference": "home/diary@1"} | finding, ("", denied, hidden, hidden, hidden, no_key, no_key)),
-        ("evaluate", {"reference": "home/nil@1"} | finding, (*(hidden,) * 5, no_key, no_key)),
-        ("evaluations", {"reference": "home/diary@1"}, ("", "", hidden, hidden, hidden, no_key, no_key)),
-        ("evaluations", {"reference": "home/nil@1"}, (*(hidden,) * 5, no_key, no_key)),
-        ("get_gate", {"target": "home/diary"}, ("", "", hidden, hidden, hidden, no_key, no_key)),
-        ("get_gate", {"target": "home"}, ("", denied, "", denied, "", no_key, no_key)),
-        ("get_gate", {"target": "nowhere"}, (denied, denied, denied, denied, "", no_key, no_key)),
-        ("set_gate", {"target": "home/diary", "gate": wanting()},
-         ("", denied, hidden, hidden, hidden, no_key, no_key)),
-        ("set_gate", {"target": "home", "gate": wanting()}, (*(denied,) * 4, "", no_key, no_key)),
-        ("set_gate", {"target": "nowhere", "gate": wanting()}, (*(denied,) * 4, bad, no_key, no_key)),
-    ]  # fmt: skip
+        ("evaluate", {"reference": "home/diary@1"} | finding, ("", "", denied, denied, *outside)),
+        ("evaluate", {"reference": "home/nil@1"} | finding, (*(hidden,) * 4, *outside)),
+        ("evaluations", {"reference": "home/diary@1"}, ("", "", "", "", *outside)),
+        ("evaluations", {"reference": "home/nil@1"}, (*(hidden,) * 4, *outside)),
+        ("get_gate", {"target": "home/diary"}, ("", "", "", "", *outside)),
+        ("get_gate", {"target": "home"}, ("", denied, denied, denied, "", denied, "", no_key, no_key)),
+        ("get_gate", {"target": "nowhere"}, denied_to_all),
+        # An editor pushes and promotes, and does not lift what holds it to something.
+        ("set_gate", {"target": "home/diary", "gate": wanting()}, ("", denied, denied, denied, *outside)),
+        ("set_gate", {"target": "home", "gate": wanting()}, denied_to_all),
+        ("set_gate", {"target": "nowhere", "gate": wanting()}, (*(denied,) * 6, bad, no_key, no_key)),
+    ]
     for verb, fields, codes in expected:
         told = tuple([await refusal(who, verb, **fields) for who in everyone])
         assert told == codes, (verb, fields)
