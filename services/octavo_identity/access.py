@@ -145,3 +145,9 @@ def check_list_keys(key: KeyHead, principal: str) -> None:
         check_scope(key, Scope.AUDIT, action)
     else:
         check_admin(key, action)
+
+
+def check_tenant(key: KeyHead, tenant: str, action: str) -> None:
+    """Let those of a tenant and admins see what is the tenant's; whether it exists makes no difference to others."""
+    if key.tenant != tenant:
+        check_admin(key, action)

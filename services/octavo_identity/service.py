@@ -10,6 +10,8 @@ from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.evaluating import Evaluating
+from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.keyring import Keyring
@@ -79,6 +81,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Tenancy(desk),
                     Proving(desk, ledger),
                     Keyring(desk),
+                    Evaluating(desk),
+                    GateVerbs(desk),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -105,6 +109,8 @@ def _handlers(
     tenancy: Tenancy,
     proving: Proving,
     keyring: Keyring,
+    evaluating: Evaluating,
+    gates: GateVerbs,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
@@ -130,6 +136,10 @@ def _handlers(
         "history": verbs.history,
         "prove": proving.prove,
         "audit": proving.audit,
+        "evaluate": evaluating.evaluate,
+        "evaluations": evaluating.evaluations,
+        "get_gate": gates.get_gate,
+        "set_gate": gates.set_gate,
     }
 
 
