@@ -13,6 +13,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound
 from octavo_shared.messages import identity as m
+from octavo_shared.messages.keys import Role
 from octavo_shared.objects import ObjectStore
 
 _TIMEOUT_S = 5.0
@@ -40,7 +41,7 @@ class IdentityCaller:
         request = m.CreateTenant(credential=self.credential, idempotency_key=tenant, tenant=tenant)
         await self._ask("create_tenant", request, m.TenantCreated)
 
-    async def issue_key(self, tenant: str, user: str, role: m.Role) -> m.Credential:
+    async def issue_key(self, tenant: str, user: str, role: Role) -> m.Credential:
         """Return the credential of a new key."""
         key_id, secret = secrets.token_hex(8), hashlib.sha256(secrets.token_bytes(32)).digest()
         request = m.IssueKey(
@@ -101,9 +102,7 @@ class IdentityCaller:
                     credential=who, idempotency_key=key, adapter=adapter, add=call.add, remove=call.remove
                 )
             case h.Grant():
-                return "grant", m.Grant(
-                    credential=who, idempotency_key=key, adapter=adapter, principal=call.principal
-                )
+                return "grant", m.Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
             case h.Revoke():
                 return "revoke", m.Revoke(
                     credential=who, idempotency_key=key, adapter=adapter, principal=call.principal

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from chaos.adapters import BASE
 from octavo_cli.local_servers import S3Server
 from octavo_cli.nats_cluster import NatsCluster
 from octavo_cli.nats_users import Seeds, authorization
@@ -21,8 +22,6 @@ from octavo_shared.credentials import BusCredentials, new_seed, public_nkey, rea
 from octavo_shared.manifest import publish_base
 from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
-
-from chaos.adapters import BASE
 
 NUM_SERVERS = 3
 NUM_IDENTITIES = 2

@@ -64,6 +64,9 @@ class Pace:
     calm_s: tuple[float, float] = (2.0, 5.0)
 
 
+STEADY = Pace()
+
+
 class Chaos:
     """Does faults to ``deployment``; what it has done is in ``faults``."""
 
@@ -186,7 +189,7 @@ async def step_down(operator: Bus, preferred: str = "") -> None:
 async def until_healthy(deployment: Deployment) -> None:
     """Return once every process answers and every nats-server is up to date; raises ``TimeoutError``."""
     async with asyncio.timeout(_HEALTHY_S):
-        while not await _is_healthy(deployment):
+        while not await _is_healthy(deployment):  # noqa: ASYNC110 - processes have no event to wait for
             await asyncio.sleep(_HEALTH_POLL_S)
 
 
@@ -201,4 +204,3 @@ async def _is_healthy(deployment: Deployment) -> bool:
 
 def _now_s() -> float:
     return asyncio.get_running_loop().time()
-

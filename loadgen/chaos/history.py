@@ -112,7 +112,14 @@ class AliasNamed:
     number: int
 
 
-Seen = Snapshot | Resolved | NotFound | AliasNamed
+@dataclass(frozen=True)
+class Refused:
+    """A later attempt of an acknowledged write was refused with ``code``: its client is told that it never happened."""
+
+    code: str
+
+
+Seen = Snapshot | Resolved | NotFound | AliasNamed | Refused
 
 
 @dataclass(frozen=True)

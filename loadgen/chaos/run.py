@@ -13,12 +13,13 @@ from chaos.adapters import tiny_adapter
 from chaos.aftermath import Aftermath, look
 from chaos.calls import IdentityCaller, key_credential
 from chaos.deployment import Deployment
-from chaos.faults import Chaos, Fault, FaultKind, Pace, until_healthy
+from chaos.faults import STEADY, Chaos, Fault, FaultKind, Pace, until_healthy
 from chaos.history import History
 from chaos.workload import READERS, Adapters
 from chaos.writer import Record, Writer
 from octavo_shared.errors import DependencyUnavailable
-from octavo_shared.messages.identity import Credential, Role
+from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.keys import Role
 from octavo_shared.objects import ObjectStore
 from octavo_shared.tasks import end
 
@@ -41,7 +42,7 @@ class Plan:
     kinds: Sequence[FaultKind]
     num_writers: int = 8
     num_adapters: int = 400
-    pace: Pace = Pace()
+    pace: Pace = STEADY
     limit_s: float = 1_800.0
 
 
@@ -140,4 +141,3 @@ async def _until_done(work: Callable[[], Awaitable[T]]) -> T:
         except DependencyUnavailable:
             await asyncio.sleep(_POLL_S)
     return await work()
-

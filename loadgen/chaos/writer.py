@@ -178,9 +178,7 @@ class Writer:
             self.record.note_error(error)
             if _is_unknown(error):
                 return
-            # The first answer was an acknowledgement; this one takes it back.
-            refused = h.NotFound()
-            self.record.operations[repeat.place] = _with_answer(done, refused)
+            self.record.operations[repeat.place] = _with_answer(done, h.Refused(error.code))
         else:
             self.record.operations[repeat.place] = _with_answer(done, seen)
         self.record.num_repeated += 1

@@ -59,7 +59,4 @@ class NatsCluster:
 
 def _cluster(name: str, port: int, routes: Sequence[int]) -> str:
     others = ", ".join(f"nats-route://127.0.0.1:{other}" for other in routes)
-    return (
-        f"server_name: {name}\n"
-        f"cluster {{\n  name: {_NAME}\n  listen: 127.0.0.1:{port}\n  routes: [{others}]\n}}\n"
-    )
+    return f"server_name: {name}\ncluster {{\n  name: {_NAME}\n  listen: 127.0.0.1:{port}\n  routes: [{others}]\n}}\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, parse_object_key
+from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, KeyHead, RegistryEvent, parse_object_key
 from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
-_VERSION = 5
+_VERSION = 6
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -26,6 +26,8 @@ CREATE TABLE IF NOT EXISTS revisions (
     PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS writes (
+    adapter_id TEXT, mark TEXT, sequence INTEGER NOT NULL, PRIMARY KEY (adapter_id, mark)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
@@ -56,6 +58,7 @@ _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND n
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
 _KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
+_WRITE = "SELECT sequence FROM writes WHERE adapter_id = ? AND mark = ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
@@ -144,6 +147,9 @@ class Catalogue:
         run("DELETE FROM users WHERE name = ?", (head.name,))
         users = {(who, head.name) for who in (head.owner, *head.grants, *head.auditors)}
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
+        if len(head.writes) == WRITES_IN_HEAD_MAX:
+            # The next head forgets the oldest. Most adapters never come to this, and cost nothing here.
+            run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))
         if (stored := event.revision) is not None:
             revision = stored.revision
             found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
@@ -184,6 +190,12 @@ class Catalogue:
             found = self._reader.execute(by[0], (adapter_id, by[1])).fetchone()
             (newest,) = self._reader.execute(_NEWEST, (adapter_id,)).fetchone()
         return Hint(found[0] if found else None, newest or 0)
+
+    def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write, if a later one may have not."""
+        with self._lock:
+            found = self._reader.execute(_WRITE, (adapter_id, mark)).fetchone()
+        return found[0] if found else None
 
     def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that have the form of a pack's and that no known revision names."""

@@ -1,5 +1,7 @@
 """Heads in one JetStream stream: leader reads and compare-and-set. The only durable truth."""
 
+import hashlib
+
 import msgspec
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
@@ -9,6 +11,8 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.subjects import REGISTRY_STREAM, REGISTRY_SUBJECTS
+
+_ID_LENGTH = 32
 
 _decoder = msgspec.msgpack.Decoder(RegistryEvent)
 
@@ -63,13 +67,16 @@ class HeadStore:
         """Return what the leader says of the stream."""
         return await self._stream.state()
 
-    async def append(self, subject: str, event: RegistryEvent) -> int:
+    async def append(self, subject: str, event: RegistryEvent, mark: str = "") -> int:
         """Append ``event`` if the last one on ``subject`` still is ``event.previous_sequence``.
 
         Raises ``RevisionConflict`` when somebody else was first, and ``DependencyUnavailable`` when it is unknown
-        whether the event was stored; the writer's idempotency key makes trying again safe.
+        whether the event was stored; the writer's idempotency key makes trying again safe. With a ``mark``, which no
+        other write on this subject has, raises ``AlreadyAppended`` when the last minutes had one with it.
         """
-        return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence)
+        # The server knows ids of the whole stream; the same key may be used for several adapters.
+        message_id = hashlib.sha256(f"{subject}\0{mark}".encode()).hexdigest()[:_ID_LENGTH] if mark else ""
+        return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence, message_id)
 
 
 def event_of(stored: LedgerEvent) -> RegistryEvent:

@@ -23,6 +23,8 @@ _POLL_S = 0.25
 _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
 _BATCH_EVENTS = 128
+_NEAR_EVENTS = 4_096
+"""So many are read within seconds."""
 _GROWN_TOGETHER = 4_096
 """Some milliseconds of hashing, between which the loop does other things."""
 _REPORT_EVERY = 100 * _BATCH_EVENTS
@@ -196,6 +198,28 @@ class Projection:
             return await self._read(lambda: self._catalogue.find_revision(adapter_id, number, digest))
         except DependencyUnavailable:
             return Hint(None, 0)
+
+    async def reach(self, sequence: int) -> bool:
+        """Wait until all up to ``sequence`` is in the view; tells whether it is, at once where it is far from it.
+
+        Raises ``DependencyUnavailable`` when it is near, and still not there after a second.
+        """
+        if sequence - self.sequence > _NEAR_EVENTS:
+            return False
+        self._nudge.set()
+        try:
+            async with asyncio.timeout(_CATCH_UP_S), self._advanced:
+                await self._advanced.wait_for(lambda: self.sequence >= sequence)
+        except TimeoutError:
+            raise DependencyUnavailable(_VIEW) from None
+        return True
+
+    async def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write; whoever uses it looks there."""
+        try:
+            return await self._read(lambda: self._catalogue.find_write(adapter_id, mark))
+        except DependencyUnavailable:
+            return None
 
     async def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that are packs which no revision seen so far names."""
