@@ -38,5 +38,5 @@ def _next_s(fault: Fault, acknowledged: Sequence[Acknowledged]) -> float:
 
 
 def quantile_s(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that ``share`` of ``values`` do not exceed."""
-    return float(np.quantile(values, share, method="higher"))
+    """Return the smallest value that ``share`` of ``values`` do not exceed; infinite when there are none."""
+    return float(np.quantile(values, share, method="inverted_cdf")) if values else float("inf")

@@ -50,6 +50,7 @@ class Projection:
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
         self.is_caught_up = False
         self._is_damaged = False
+        self._is_followed = False
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
@@ -70,6 +71,13 @@ class Projection:
 
     async def follow(self, heads: HeadStore) -> None:
         """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
+        self._is_followed = True
+        try:
+            await self._follow(heads)
+        finally:
+            self._is_followed = False
+
+    async def _follow(self, heads: HeadStore) -> None:
         while True:
             is_behind = False
             try:
@@ -204,7 +212,9 @@ class Projection:
 
         Raises ``DependencyUnavailable`` when it is near, and still not there after a second.
         """
-        if sequence - self.sequence > _NEAR_EVENTS:
+        if self.sequence >= sequence:
+            return True
+        if not self._is_followed or sequence - self.sequence > _NEAR_EVENTS:
             return False
         self._nudge.set()
         try:
