@@ -52,7 +52,7 @@ async def test_every_verb_for_everybody_is_as_the_table_says(world: AccessWorld)
                 wrong.append(f"{row} for {who}: {refused or 'an answer'}, not {expected}")
             if expected == "404":
                 names = NOWHERE[1:] if (row, who) in TELLS_WHAT_IS_TAKEN else NOWHERE
-                    absent = [await answer(world, person, row, expected, name) for name in names]
+                absent = [await answer(world, person, row, expected, name) for name in names]
                 if any(one != refused for one in absent):
                     wrong.append(f"{row} for {who}: {refused}, and {absent} for what is not there")
     assert not wrong, "\n".join(wrong)
