@@ -12,7 +12,9 @@ from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_registry import RegistryRoutes
@@ -61,7 +63,9 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
+            *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
+            *KeyRoutes(identity).handlers(),
         ]
         self._is_stopping = False
         self._app = build_app(routes, self.is_ready)

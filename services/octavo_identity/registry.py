@@ -14,6 +14,7 @@ from octavo_identity.states import is_retired
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
+from octavo_shared.messages.evaluation import Evaluation
 from octavo_shared.references import SERVING, AdapterId, Reference
 from octavo_shared.telemetry import log
 
@@ -31,10 +32,15 @@ class Change:
     head: AdapterHead
     detail: str = ""
     revision: StoredRevision | None = None
+    statement: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
+
+Check = Callable[[AdapterHead], object]
+"""Raises when the caller may not have what is of this adapter."""
 
 
 class Registry:
@@ -57,12 +63,15 @@ class Registry:
         found = await self._heads.read(self._subject(reference.tenant, reference.adapter))
         return _adapter_head(found[0]) if found else None
 
-    async def change(self, reference: Reference, actor: str, write: str, make: Make) -> tuple[AdapterHead, int]:
+    async def change(
+        self, reference: Reference, actor: str, write: str, make: Make, check_repeat: Check = lambda head: None
+    ) -> tuple[AdapterHead, int]:
         """Append what ``make`` makes of the current head; returns the new head and its sequence.
 
         ``make`` checks permission and raises; it is called again when another writer was first, a bounded number
         of times. A ``write`` (idempotency key) that the head remembers changes nothing and returns the head that it
-        made then. One that had nothing to change left no event, so no head remembers it.
+        made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since.
+        One that had nothing to change left no event, so no head remembers it.
         """
         mark = write_mark(actor, write)
         subject = self._subject(reference.tenant, reference.adapter)
@@ -70,6 +79,7 @@ class Registry:
             found = await self._heads.read(subject)
             head, sequence = (_adapter_head(found[0]), found[1]) if found else (None, 0)
             if head is not None and mark in head.writes:
+                check_repeat(head)
                 return await self.head_of_write(reference, mark), sequence
             change = await make(head)
             if change is None:
@@ -77,7 +87,10 @@ class Registry:
                 return head, sequence
             writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
             new = msgspec.structs.replace(change.head, writes=writes)
-            event = RegistryEvent(change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision)
+            event = RegistryEvent(
+                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision,
+                statement=change.statement, evaluation=change.evaluation,
+            )  # fmt: skip
             try:
                 return new, await self._heads.append(subject, event)
             except RevisionConflict:

@@ -10,8 +10,11 @@ from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.evaluating import Evaluating
+from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
@@ -77,6 +80,9 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Branching(desk, staging),
                     Tenancy(desk),
                     Proving(desk, ledger),
+                    Keyring(desk),
+                    Evaluating(desk),
+                    GateVerbs(desk),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -96,14 +102,25 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
 
 
 def _handlers(
-    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy, proving: Proving
+    verbs: Verbs,
+    pushing: Pushing,
+    promoting: Promoting,
+    branching: Branching,
+    tenancy: Tenancy,
+    proving: Proving,
+    keyring: Keyring,
+    evaluating: Evaluating,
+    gates: GateVerbs,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
         "locate": verbs.locate,
         "create_tenant": tenancy.create_tenant,
-        "issue_key": tenancy.issue_key,
-        "revoke_key": tenancy.revoke_key,
+        "whoami": keyring.whoami,
+        "issue_key": keyring.issue_key,
+        "rotate_key": keyring.rotate_key,
+        "revoke_key": keyring.revoke_key,
+        "list_keys": keyring.list_keys,
         "begin_upload": pushing.begin_upload,
         "check_upload": pushing.check_upload,
         "commit": pushing.commit,
@@ -119,6 +136,10 @@ def _handlers(
         "history": verbs.history,
         "prove": proving.prove,
         "audit": proving.audit,
+        "evaluate": evaluating.evaluate,
+        "evaluations": evaluating.evaluations,
+        "get_gate": gates.get_gate,
+        "set_gate": gates.set_gate,
     }
 
 
