@@ -130,7 +130,7 @@ def verify(
     gateway: Gateway,
     key: Key,
     reference: Annotated[str | None, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")] = None,
-    is_all: Annotated[bool, typer.Option("--all", help="audit every event of the ledger (admin)")] = False,
+    is_all: Annotated[bool, typer.Option("--all", help="audit every event of the ledger (admin, auditor)")] = False,
     public_key: Annotated[str | None, typer.Option(help="the ledger's key; default: the one seen first")] = None,
 ) -> None:
     """Prove here that a revision is in the ledger as it was signed, and that the ledger was not rewritten."""

@@ -6,10 +6,11 @@ import msgspec
 
 from octavo_identity import access
 from octavo_identity.aliases import with_revision
+from octavo_identity.building import Built
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Built, Staging
+from octavo_identity.staging import Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
@@ -40,6 +41,7 @@ class Pushing:
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
         key = await self._desk.authenticate(request.credential)
+        access.check_stage(key)
         self._check_upload(request.upload_id, key, None)
         return messages.UploadChecked(request.upload_id)
 

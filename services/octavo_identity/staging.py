@@ -4,30 +4,21 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-from octavo_identity.validator import check_base, validate
+from octavo_identity.build_pool import BuildPool
+from octavo_identity.building import Built
+from octavo_identity.validator import check_base
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
-from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.identity import Commit
 from octavo_shared.objects import ObjectMissing, ObjectStore
-from octavo_shared.pack import PackHeader, build_pack, digest_of, read_header
+from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest, Fingerprint
 from octavo_shared.telemetry import log
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _BUILDS_MAX = 2
-
-
-@dataclass(frozen=True)
-class Built:
-    """A pack that was validated and not stored yet."""
-
-    pack: bytes
-    header: PackHeader
-    digest: Digest
 
 
 Build = Callable[[bytes, bytes, BaseManifest, str | None], Built]
@@ -39,14 +30,16 @@ class Staging:
 
     def __init__(self, store: ObjectStore, build_with: Build | None = None) -> None:
         self._store = store
-        self._build_with = build_with or build
+        self._pool = BuildPool()
+        self._build_with = build_with or self._pool.build
         self._slots = asyncio.Semaphore(_BUILDS_MAX)
         self._threads = ThreadPoolExecutor(_BUILDS_MAX, thread_name_prefix="build")
         self._bases: dict[Fingerprint, BaseManifest] = {}
 
     def close(self) -> None:
-        """Begin no more builds; the process still waits for those that run."""
+        """Begin no more builds, and end those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def build(self, commit: Commit) -> Built:
         """Return the pack of what was staged for ``commit``; nothing is stored yet.
@@ -116,12 +109,3 @@ class Staging:
                 await self._store.delete(f"staging/{upload_id}/{name}")
         except DependencyUnavailable:
             log.warning("staging_not_discarded")
-
-
-def build(config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
-    """Return the pack of an upload; raises ``AdapterRefused``. One matcher bounds all that its patterns may take."""
-    matcher = Matcher()
-    valid = validate(config, weights, base, matcher)
-    pack = build_pack(valid.config, valid.tensors, base.fingerprint, dtype, matcher)
-    # Read back as a worker will: what cannot be read is never committed.
-    return Built(pack, read_header(pack), digest_of(pack))
