@@ -9,7 +9,7 @@ from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
@@ -39,11 +39,16 @@ class Branching:
             if mark in head.writes:
                 return info(await self._desk.registry.head_of_write(reference, mark), key)
             raise NameTaken(reference.name)
-        origin = await self._selected(key, source)
+        origin_head, origin = await self._selected(key, source)
+        origin_place = PackPlace(
+            origin.object_key, origin_head.tenant_id, origin_head.adapter_id, origin.revision.number,
+            origin.revision.base,
+        )  # fmt: skip
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
         new = self._desk.new_head(reference, key)
         place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        await self._staging.copy_pack(origin.object_key, origin.revision.digest, place)
+        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, origin.revision.base)
+        await self._staging.copy_pack(origin_place, origin.revision.digest, target)
         revision = msgspec.structs.replace(
             origin.revision, number=1, created_by=key.principal, created_at_ms=wall_ms(),
             parent=origin.revision.digest, note="",
@@ -60,6 +65,6 @@ class Branching:
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 
-    async def _selected(self, key: KeyHead, source: Reference) -> StoredRevision:
+    async def _selected(self, key: KeyHead, source: Reference) -> tuple[AdapterHead, StoredRevision]:
         head = access.check_use(key, await self._desk.registry.head(source))
-        return await self._desk.registry.select(head, source)
+        return head, await self._desk.registry.select(head, source)

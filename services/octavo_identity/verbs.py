@@ -13,6 +13,8 @@ from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
 from octavo_identity.registry import Change
 from octavo_identity.search import Search
 from octavo_identity.states import state_of
+from octavo_identity.tickets import Tickets
+from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
@@ -32,9 +34,10 @@ _OWNERS_DETAILS = frozenset({"branched"})
 class Verbs:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, tickets: Tickets) -> None:
         self._desk = desk
         self._registry = desk.registry
+        self._tickets = tickets
 
     async def resolve(self, request: messages.Resolve) -> messages.Resolution:
         """Say who asks and which revision the reference names for them, now. Reads only."""
@@ -46,7 +49,7 @@ class Verbs:
             head = access.check_use(key, await self._registry.head(reference))
             if not reference.names_revision:
                 reference = replace(reference, alias=alias_for(head, key.principal))
-            handle = _handle(head, await self._registry.select(head, reference))
+            handle = self._tickets.with_ticket(_handle(head, await self._registry.select(head, reference)), wall_ms())
         return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle)
 
     async def locate(self, request: messages.Locate) -> messages.Resolution:

@@ -11,6 +11,7 @@ import msgspec
 
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
+from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import AdapterId, Digest, Fingerprint
@@ -98,9 +99,10 @@ class CheckUpload(Request, frozen=True, kw_only=True):
 
 
 class UploadChecked(msgspec.Struct, frozen=True):
-    """It was. The refusal is ``InvalidRequest``."""
+    """It was, and its files are sealed under ``key``. The refusal is ``InvalidRequest``."""
 
     upload_id: str
+    key: bytes = b""
 
 
 class Commit(Write, frozen=True, kw_only=True):
@@ -317,6 +319,8 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "history": (History, HistoryList),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
+    "unwrap": (Unwrap, DataKey),
+    "erasures": (ErasuresSince, Erasures),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
