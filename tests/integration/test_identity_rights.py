@@ -95,7 +95,8 @@ async def test_an_adapter_is_located_for_its_owner_and_for_admins_only(admin: Cl
     for client in (alice, admin):
         for reference, number in [("home/diary", 2), ("home/diary@1", 1)]:
             found = await client.ask("locate", reference=reference)
-            assert found.adapter == (await alice.resolve(reference)).adapter
+            used = (await alice.resolve(reference)).adapter
+            assert found.adapter == msgspec.structs.replace(used, ticket=b"")
             assert found.adapter.revision == number
         for missing in ("home/nothing", "home/diary@3"):
             with pytest.raises(AdapterNotFound):
