@@ -14,6 +14,7 @@ from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
@@ -24,7 +25,6 @@ from octavo_identity.settings import IdentitySettings
 from octavo_identity.staging import Staging
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
-from octavo_identity.tickets import Tickets
 from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
@@ -80,16 +80,16 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 desk = Desk(heads, ids, projection)
                 staging = Staging(store, keys)
                 pushing = Pushing(desk, staging, keys, settings.upload_bytes_max)
-                tickets = Tickets(ids.ticket_key())
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
-                    Verbs(desk, tickets),
+                    Verbs(desk),
                     pushing,
                     Promoting(desk),
                     Branching(desk, staging),
                     Tenancy(desk),
                     Proving(desk, ledger),
-                    Unwrapping(keys, tickets),
+                    Keyring(desk),
+                    Unwrapping(keys, desk.tickets),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -116,14 +116,18 @@ def _handlers(
     branching: Branching,
     tenancy: Tenancy,
     proving: Proving,
+    keyring: Keyring,
     unwrapping: Unwrapping,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
         "locate": verbs.locate,
         "create_tenant": tenancy.create_tenant,
-        "issue_key": tenancy.issue_key,
-        "revoke_key": tenancy.revoke_key,
+        "whoami": keyring.whoami,
+        "issue_key": keyring.issue_key,
+        "rotate_key": keyring.rotate_key,
+        "revoke_key": keyring.revoke_key,
+        "list_keys": keyring.list_keys,
         "begin_upload": pushing.begin_upload,
         "check_upload": pushing.check_upload,
         "commit": pushing.commit,

@@ -9,7 +9,6 @@ import pytest
 
 from octavo_identity.promoting import Promoting
 from octavo_identity.records import KeyHead, RegistryEvent
-from octavo_identity.tickets import Tickets
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.config import StoreSettings
@@ -216,7 +215,7 @@ async def test_what_was_retired_stays_so_when_the_head_and_the_view_have_forgott
         key = m.Credential("a" * 16, bytes(32))
         owner = KeyHead(key.key_id, key.secret_sha256, "alice@home", "home", m.Role.OWNER)
         await one.heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, owner))
-        promoting, verbs = Promoting(one.desk), Verbs(one.desk, Tickets(bytes(32)))
+        promoting, verbs = Promoting(one.desk), Verbs(one.desk)
         await promoting.retire(m.Retire(credential=key, idempotency_key="1", adapter="home/diary", number=3))
         head = await one.add_revisions("home/diary", 80)
         assert 3 not in [stored.revision.number for stored in head.revisions]
