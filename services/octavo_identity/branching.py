@@ -14,7 +14,7 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
-from octavo_shared.references import SERVING, Reference, parse_reference
+from octavo_shared.references import Reference, check_name, parse_reference
 
 
 class Branching:
@@ -28,11 +28,14 @@ class Branching:
         """Begin an adapter with a revision of another one: the same digest, and a pack of its own.
 
         Whoever may use the source may pull it and push what came, so using is the right that it takes, beside that to
-        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``.
+        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``, and
+        ``GateRefused`` when the tenant's gate wants an evaluation first, which the source's is not.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         source = parse_reference(request.source, "source")
+        if request.alias is not None:
+            check_name(request.alias, "alias")
         mark = write_mark(key.principal, request.idempotency_key)
         head = await self._desk.head_to_push(key, reference)
         if head is not None:
@@ -40,19 +43,16 @@ class Branching:
                 return info(await self._desk.registry.head_of_write(reference, mark), key)
             raise NameTaken(reference.name)
         origin_head, origin = await self._selected(key, source)
-        origin_place = PackPlace(
-            origin.object_key, origin_head.tenant_id, origin_head.adapter_id, origin.revision.number,
-            origin.revision.base,
-        )  # fmt: skip
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
         new = self._desk.new_head(reference, key)
-        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, origin.revision.base)
-        await self._staging.copy_pack(origin_place, origin.revision.digest, target)
         revision = msgspec.structs.replace(
             origin.revision, number=1, created_by=key.principal, created_at_ms=wall_ms(),
             parent=origin.revision.digest, note="",
         )  # fmt: skip
+        await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
+        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, revision.base)
+        await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
@@ -61,7 +61,8 @@ class Branching:
                 raise NameTaken(reference.name)
             # Copying takes its time; what was revoked or retired meanwhile is not to be had any more.
             await self._selected(key, chosen)
-            return Change("branched", with_revision(new, stored, SERVING), f"from {chosen}", stored)
+            await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+            return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored)
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 

@@ -3,6 +3,7 @@
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.gatekeeper import Gatekeeper
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
@@ -28,6 +29,7 @@ class Desk:
         self.ids = ids
         self.projection = projection
         self.registry = Registry(heads, ids, projection)
+        self.gatekeeper = Gatekeeper(heads, ids)
         self.tickets = Tickets(ids.ticket_key())
 
     async def authenticate(self, credential: Credential) -> KeyHead:

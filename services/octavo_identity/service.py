@@ -11,6 +11,8 @@ from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.evaluating import Evaluating
+from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.key_provider import FileKeyProvider
@@ -89,6 +91,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Tenancy(desk),
                     Proving(desk, ledger),
                     Keyring(desk),
+                    Evaluating(desk),
+                    GateVerbs(desk),
                     Unwrapping(keys, desk.tickets),
                 )
                 side_tasks = [
@@ -109,43 +113,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
         store.close()
 
 
-def _handlers(
-    verbs: Verbs,
-    pushing: Pushing,
-    promoting: Promoting,
-    branching: Branching,
-    tenancy: Tenancy,
-    proving: Proving,
-    keyring: Keyring,
-    unwrapping: Unwrapping,
-) -> dict[str, Handler]:
-    return {
-        "resolve": verbs.resolve,
-        "locate": verbs.locate,
-        "create_tenant": tenancy.create_tenant,
-        "whoami": keyring.whoami,
-        "issue_key": keyring.issue_key,
-        "rotate_key": keyring.rotate_key,
-        "revoke_key": keyring.revoke_key,
-        "list_keys": keyring.list_keys,
-        "begin_upload": pushing.begin_upload,
-        "check_upload": pushing.check_upload,
-        "commit": pushing.commit,
-        "rollback": promoting.rollback,
-        "promote": promoting.promote,
-        "unalias": promoting.unalias,
-        "retire": promoting.retire,
-        "branch": branching.branch,
-        "tag": verbs.tag,
-        "grant": verbs.grant,
-        "revoke": verbs.revoke,
-        "list": verbs.list,
-        "history": verbs.history,
-        "prove": proving.prove,
-        "audit": proving.audit,
-        "unwrap": unwrapping.unwrap,
-        "erasures": unwrapping.erasures,
-    }
+def _handlers(*nouns: object) -> dict[str, Handler]:
+    """Return the handler of each verb: the one method of that name."""
+    found: dict[str, Handler] = {}
+    for verb in VERBS:
+        (found[verb],) = (getattr(noun, verb) for noun in nouns if hasattr(noun, verb))
+    return found
 
 
 def _bounded(verb: str, handler: Handler) -> Handler:

@@ -5,8 +5,10 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
 from octavo_identity.data_keys import DataKeys
+from octavo_identity.records import AdapterHead, StoredRevision
 from octavo_identity.validator import check_base, validate
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
 from octavo_shared.lora_config import Matcher
@@ -41,6 +43,12 @@ class PackPlace:
     adapter_id: AdapterId
     revision: int
     base: Fingerprint
+
+    @classmethod
+    def of(cls, head: AdapterHead, stored: StoredRevision) -> Self:
+        """Return where the pack of a revision lies."""
+        revision = stored.revision
+        return cls(stored.object_key, head.tenant_id, head.adapter_id, revision.number, revision.base)
 
     @property
     def context(self) -> Context:
