@@ -144,7 +144,7 @@ class ShrinkingHeads(HeadStore):
 
 async def test_a_view_of_a_stream_that_became_shorter_begins_again(tmp_path: Path) -> None:
     heads, projection = ShrinkingHeads(9), Projection(tmp_path / "view.sqlite")
-    one = Parts(heads, None, projection, None)  # type: ignore[arg-type]
+    one = Parts(heads, None, projection, None, None)  # type: ignore[arg-type]
     await one.catch_up()
     assert (projection.sequence, projection.begun_s) == (9, 0)
     heads.num_events = 4

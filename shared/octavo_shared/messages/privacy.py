@@ -13,6 +13,9 @@ LEASE_MS = 600_000
 """How long a worker may hold data keys, and packs in memory, without having heard from identity what was erased."""
 ERASURES_MAX = 256
 
+KEYLESS_VERBS = frozenset({"unwrap", "erasures"})
+"""Those that no user asks: their requests carry no credential."""
+
 
 class Unwrap(msgspec.Struct, frozen=True):
     """Ask for the key of ``adapter``'s packs.
