@@ -30,7 +30,7 @@ from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.privacy import DataKey, Unwrap
+from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Digest, parse_reference
 from octavo_shared.seal import open_sealed, pack_context, seal, staging_context
@@ -119,6 +119,8 @@ async def identity(settings: StoreSettings, folder: Path) -> AsyncIterator[Clien
                         text = (folder / "admin_key").read_text()
                         admin = Client(bus, store, credential(text))
                         await admin.ask("resolve")
+                        # Verbs are served one after the other, and this is the last.
+                        await bus.request(subjects.identity("erasures"), ErasuresSince(), Erasures, 15)
                         break
                     except (FileNotFoundError, DependencyUnavailable):
                         assert not task.done(), task.exception()
