@@ -6,11 +6,12 @@ import msgspec
 
 from octavo_identity import access
 from octavo_identity.aliases import with_revision
+from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Built, PackPlace, Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages

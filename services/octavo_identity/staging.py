@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
+from octavo_identity.build_pool import BuildPool
+from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.records import AdapterHead, StoredRevision
-from octavo_identity.validator import check_base, validate
+from octavo_identity.validator import check_base
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
-from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.identity import Commit
 from octavo_shared.objects import ObjectMissing, ObjectStore
-from octavo_shared.pack import PackHeader, build_pack, digest_of, read_header
+from octavo_shared.pack import digest_of
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 from octavo_shared.seal import Context, SealBroken, open_sealed, pack_context, seal, staging_context
 from octavo_shared.telemetry import log
@@ -23,15 +24,6 @@ from octavo_shared.telemetry import log
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _BUILDS_MAX = 2
-
-
-@dataclass(frozen=True)
-class Built:
-    """A pack that was validated and not stored yet."""
-
-    pack: bytes
-    header: PackHeader
-    digest: Digest
 
 
 @dataclass(frozen=True)
@@ -68,14 +60,16 @@ class Staging:
     def __init__(self, store: ObjectStore, keys: DataKeys, build_with: Build | None = None) -> None:
         self._store = store
         self._keys = keys
-        self._build_with = build_with or build
+        self._pool = BuildPool()
+        self._build_with = build_with or self._pool.build
         self._slots = asyncio.Semaphore(_BUILDS_MAX)
         self._threads = ThreadPoolExecutor(_BUILDS_MAX, thread_name_prefix="build")
         self._bases: dict[Fingerprint, BaseManifest] = {}
 
     def close(self) -> None:
-        """Begin no more builds; the process still waits for those that run."""
+        """Begin no more builds, and end those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def build(self, commit: Commit) -> Built:
         """Return the pack of what was staged for ``commit``; nothing is stored yet.
@@ -161,12 +155,3 @@ class Staging:
                 await self._store.delete(f"staging/{upload_id}/{name}")
         except DependencyUnavailable:
             log.warning("staging_not_discarded")
-
-
-def build(config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
-    """Return the pack of an upload; raises ``AdapterRefused``. One matcher bounds all that its patterns may take."""
-    matcher = Matcher()
-    valid = validate(config, weights, base, matcher)
-    pack = build_pack(valid.config, valid.tensors, base.fingerprint, dtype, matcher)
-    # Read back as a worker will: what cannot be read is never committed.
-    return Built(pack, read_header(pack), digest_of(pack))
