@@ -40,6 +40,9 @@ class AdapterHandle(msgspec.Struct, frozen=True):
     base: Fingerprint
     object_key: str
     pack_bytes: int
+    ticket: bytes = b""
+    """Proves to identity, for a while, that it gave this handle to somebody who may use the adapter: what data keys
+    are handed out for. Empty in a handle that only says where something is."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
