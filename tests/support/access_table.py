@@ -17,6 +17,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
 from support.adapters import TINY_FINGERPRINT
+from support.identity_rig import data_keys
 
 TABLE = """
                         owner  editor user   audit. t-aud. admin  other | use    push   manage audit  elsewhere
@@ -96,7 +97,12 @@ def _asking(**fields: Any) -> Ask:
 
 
 async def _upload(cell: Cell) -> dict[str, Any]:
-    return {"upload_id": cell.upload}
+    upload_id, ids = cell.upload, cell.world.ids
+    if cell.expected == "yes":
+        # As ``begin_upload`` does, which not everybody may ask who may stage what they were given.
+        keys = data_keys(cell.world.admin.bus, ids)
+        await keys.make_for_upload(ids.tenant("home"), ids.adapter(*cell.adapter.split("/")), upload_id)
+    return {"upload_id": upload_id}
 
 
 async def _commit(cell: Cell) -> dict[str, Any]:
