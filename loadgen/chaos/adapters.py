@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from octavo_identity.staging import build
+from octavo_identity.building import build, read_back
 from octavo_shared.manifest import BaseManifest, ModuleShape
 from octavo_shared.pack import PEFT_PREFIX
 from octavo_shared.references import Digest, Fingerprint
@@ -50,7 +50,7 @@ def tiny_adapter(seed: int) -> TinyAdapter:
         f"{PEFT_PREFIX}{_MODULE}.lora_B.weight": _raw(random.normal(size=(_FEATURES, _RANK))),
     }
     weights = write_tensors(tensors, {"format": "pt"})
-    return TinyAdapter(config, weights, build(config, weights, BASE, None).digest)
+    return TinyAdapter(config, weights, read_back(build(config, weights, BASE, None)).digest)
 
 
 def _raw(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> RawTensor:

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from chaos.deployment import Deployment
 from chaos.faults import leader_of, step_down
 from chaos.history import LedgerEntry, Snapshot
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore, event_of
 from octavo_identity.ids import Ids, load_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_identity.staging import PackPlace
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import Signer
+from octavo_shared.errors import AdapterErased, AdapterUnavailable
 from octavo_shared.merkle import Tree
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.objects import ObjectMissing, ObjectStore
 from octavo_shared.pack import digest_of
+from octavo_shared.seal import SealBroken, open_sealed
 from octavo_shared.subjects import CHECKPOINT_STREAM
 
 _TOGETHER = 128
@@ -49,7 +54,7 @@ async def look(deployment: Deployment, operator: Bus) -> Aftermath:
     tree = _tree_of(events)
     await _compare_replicas(deployment, operator, heads, tree, found)
     await _check_roots(deployment, operator, tree, found)
-    await _check_packs(deployment, events, found)
+    await _check_packs(deployment, operator, events, found)
     _read_logs(deployment, found)
     return found
 
@@ -123,25 +128,34 @@ async def _check_roots(deployment: Deployment, operator: Bus, tree: Tree, found:
             found.problems.append(f"checkpoint {sequence} was signed over other events than the first {size}")
 
 
-async def _check_packs(deployment: Deployment, events: Sequence[LedgerEvent], found: Aftermath) -> None:
-    """Read the pack of every revision, and compare its digest."""
+async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[LedgerEvent], found: Aftermath) -> None:
+    """Open the pack of every revision with its adapter's data key, and compare its digest."""
+    ids = Ids(load_secret(deployment.identity_dir(0)))
+    keys = DataKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
     store = ObjectStore(deployment.settings)
     slots = asyncio.Semaphore(_PACKS_TOGETHER)
 
-    async def check(stored: StoredRevision) -> None:
-        async with slots:
-            try:
-                pack = await store.read(stored.object_key)
-            except ObjectMissing:
-                found.problems.append(f"the pack {stored.object_key} of an acknowledged revision is gone")
-                return
+    async def check(head: AdapterHead, stored: StoredRevision) -> None:
+        place = PackPlace.of(head, stored)
+        try:
+            async with slots:
+                key = await keys.read(head.adapter_id)
+                pack = bytes(open_sealed(await store.read(place.object_key), key, place.context))
+        except (ObjectMissing, SealBroken, AdapterUnavailable, AdapterErased) as error:
+            found.problems.append(f"the pack {place.object_key} of a revision cannot be had: {error!r}")
+            return
         if digest_of(pack) != stored.revision.digest:
-            found.problems.append(f"the pack {stored.object_key} has another digest than its revision")
+            found.problems.append(f"the pack {place.object_key} has another digest than its revision")
         found.num_packs += 1
 
     try:
-        revisions = [event.revision for event in map(event_of, events) if event.revision is not None]
-        await asyncio.gather(*(check(stored) for stored in revisions))
+        await asyncio.gather(
+            *(
+                check(event.head, event.revision)
+                for event in map(event_of, events)
+                if event.revision is not None and isinstance(event.head, AdapterHead)
+            )
+        )
     finally:
         store.close()
 

@@ -15,6 +15,7 @@ from octavo_shared.errors import AdapterNotFound
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.keys import Role
 from octavo_shared.objects import ObjectStore
+from octavo_shared.seal import seal, staging_context
 
 _TIMEOUT_S = 5.0
 _COMMIT_TIMEOUT_S = 10.0
@@ -53,12 +54,15 @@ class IdentityCaller:
 
     async def stage(self, adapter: str, files: TinyAdapter) -> str:
         """Put an adapter's files where a commit finds them; returns the upload's id."""
-        begun = await self._ask("begin_upload", m.BeginUpload(credential=self.credential, adapter=adapter),
-                                m.UploadBegun)  # fmt: skip
-        folder = f"staging/{begun.upload_id}"
-        await self.store.write(f"{folder}/adapter_config.json", files.config)
-        await self.store.write(f"{folder}/adapter_model.safetensors", files.weights)
-        return begun.upload_id
+        who = self.credential
+        begun = await self._ask("begin_upload", m.BeginUpload(credential=who, adapter=adapter), m.UploadBegun)
+        upload_id = begun.upload_id
+        check = m.CheckUpload(credential=who, upload_id=upload_id)
+        key = (await self._ask("check_upload", check, m.UploadChecked)).key
+        for name, data in (("adapter_config.json", files.config), ("adapter_model.safetensors", files.weights)):
+            sealed = seal(data, key, staging_context(upload_id, name))
+            await self.store.write(f"staging/{upload_id}/{name}", sealed)
+        return upload_id
 
     async def write(self, adapter: str, call: h.Write, key: str, upload_id: str = "") -> h.Snapshot:
         """Do ``call`` under the idempotency key ``key``; a push also names what was staged for it."""

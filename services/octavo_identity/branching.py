@@ -9,7 +9,7 @@ from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
@@ -42,7 +42,7 @@ class Branching:
             if made := await self._desk.registry.repeated(reference, mark):
                 return info(made, key)
             raise NameTaken(reference.name)
-        origin = await self._selected(key, source)
+        origin_head, origin = await self._selected(key, source)
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
         new = self._desk.new_head(reference, key)
         revision = msgspec.structs.replace(
@@ -51,7 +51,8 @@ class Branching:
         )  # fmt: skip
         await self._desk.gatekeeper.check(reference, None, revision, request.alias)
         place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        await self._staging.copy_pack(origin.object_key, origin.revision.digest, place)
+        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, revision.base)
+        await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
@@ -65,6 +66,6 @@ class Branching:
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 
-    async def _selected(self, key: KeyHead, source: Reference) -> StoredRevision:
+    async def _selected(self, key: KeyHead, source: Reference) -> tuple[AdapterHead, StoredRevision]:
         head = access.check_use(key, await self._desk.registry.head(source))
-        return await self._desk.registry.select(head, source)
+        return head, await self._desk.registry.select(head, source)

@@ -8,12 +8,14 @@ from opentelemetry.trace import SpanKind
 
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.evaluating import Evaluating
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
@@ -25,6 +27,7 @@ from octavo_identity.settings import IdentitySettings
 from octavo_identity.staging import Staging
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
+from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.bus import Bus, Handler
@@ -50,8 +53,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
     key_file = settings.ledger_key_file
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
+    root_file = settings.tenant_key_file
+    provider = FileKeyProvider(
+        read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root()
+    )
     store = ObjectStore(settings)
-    staging = Staging(store)
+    staging: Staging | None = None
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
@@ -67,11 +74,14 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
                 checkpoints = Checkpoints(bus, settings.num_replicas)
                 await _retry(checkpoints.ensure_stream)
+                keys = DataKeys(bus, settings.num_replicas, provider)
+                await _retry(keys.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 desk = Desk(heads, ids, projection)
-                pushing = Pushing(desk, staging, settings.upload_bytes_max)
+                staging = Staging(store, keys)
+                pushing = Pushing(desk, staging, keys, settings.upload_bytes_max)
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
                     Verbs(desk),
@@ -83,11 +93,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Keyring(desk),
                     Evaluating(desk),
                     GateVerbs(desk),
+                    Unwrapping(keys, desk.tickets),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
                     asyncio.create_task(ledger.run(), name="ledger"),
-                    asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
+                    asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
                 ]
                 for verb, (kind, _) in VERBS.items():
                     handler = _bounded(verb, handlers[verb])
@@ -97,50 +108,17 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     finally:
         if projection is not None:
             projection.close()
-        staging.close()
+        if staging is not None:
+            staging.close()
         store.close()
 
 
-def _handlers(
-    verbs: Verbs,
-    pushing: Pushing,
-    promoting: Promoting,
-    branching: Branching,
-    tenancy: Tenancy,
-    proving: Proving,
-    keyring: Keyring,
-    evaluating: Evaluating,
-    gates: GateVerbs,
-) -> dict[str, Handler]:
-    return {
-        "resolve": verbs.resolve,
-        "locate": verbs.locate,
-        "create_tenant": tenancy.create_tenant,
-        "whoami": keyring.whoami,
-        "issue_key": keyring.issue_key,
-        "rotate_key": keyring.rotate_key,
-        "revoke_key": keyring.revoke_key,
-        "list_keys": keyring.list_keys,
-        "begin_upload": pushing.begin_upload,
-        "check_upload": pushing.check_upload,
-        "commit": pushing.commit,
-        "rollback": promoting.rollback,
-        "promote": promoting.promote,
-        "unalias": promoting.unalias,
-        "retire": promoting.retire,
-        "branch": branching.branch,
-        "tag": verbs.tag,
-        "grant": verbs.grant,
-        "revoke": verbs.revoke,
-        "list": verbs.list,
-        "history": verbs.history,
-        "prove": proving.prove,
-        "audit": proving.audit,
-        "evaluate": evaluating.evaluate,
-        "evaluations": evaluating.evaluations,
-        "get_gate": gates.get_gate,
-        "set_gate": gates.set_gate,
-    }
+def _handlers(*nouns: object) -> dict[str, Handler]:
+    """Return the handler of each verb: the one method of that name."""
+    found: dict[str, Handler] = {}
+    for verb in VERBS:
+        (found[verb],) = (getattr(noun, verb) for noun in nouns if hasattr(noun, verb))
+    return found
 
 
 def _bounded(verb: str, handler: Handler) -> Handler:

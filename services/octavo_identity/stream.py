@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
-from nats.js.api import StreamConfig
+from nats.js.api import RawStreamMsg, StreamConfig
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from octavo_shared.bus import Bus
@@ -19,6 +19,7 @@ _MESSAGE_ID = "Nats-Msg-Id"
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The second one when the other write is still on its way to the replicas."""
 _NO_MESSAGE_FOUND = 10037
+_NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
 _ASK_S = 1.0
 """A read that is not answered is sent again: whoever was to answer may be gone, and another one lead since."""
@@ -69,8 +70,18 @@ class Stream:
 
     async def get(self, *, sequence: int | None = None, subject: str | None = None) -> LedgerEvent | None:
         """Return the message at ``sequence``, or the last one on ``subject``, which may hold wildcards."""
+        return await self._get(sequence, subject, is_next=False)
+
+    async def get_next(self, first: int, subject: str) -> LedgerEvent | None:
+        """Return the first message on ``subject``, which may hold wildcards, at sequence ``first`` or behind it."""
+        return await self._get(first, subject, is_next=True)
+
+    async def _get(self, sequence: int | None, subject: str | None, *, is_next: bool) -> LedgerEvent | None:
+        def read() -> Awaitable[RawStreamMsg]:
+            return self._asking.get_msg(self._name, seq=sequence, subject=subject, next=is_next)
+
         try:
-            message = await self._ask(lambda: self._asking.get_msg(self._name, seq=sequence, subject=subject))
+            message = await self._ask(read)
         except NotFoundError as error:
             # The whole stream may be what is not found.
             if error.err_code == _NO_MESSAGE_FOUND:
@@ -145,6 +156,17 @@ class Stream:
         if ack.duplicate:
             raise AlreadyAppended(ack.seq)
         return ack.seq
+
+    async def delete(self, sequence: int) -> None:
+        """Delete the message at ``sequence``, whose bytes the server overwrites; one that is not there is fine."""
+        self._check_connected()
+        try:
+            await self._jetstream.delete_msg(self._name, sequence)
+        except APIError as error:
+            if error.err_code != _NO_SUCH_SEQUENCE:
+                raise DependencyUnavailable("JetStream") from error
+        except (NatsError, OSError) as error:
+            raise DependencyUnavailable("JetStream") from error
 
     def _check_connected(self) -> None:
         # The client would buffer the request and send it when nobody waits any more.

@@ -14,6 +14,7 @@ OctavoError
 ├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
 ├── RevisionRetired           410  the revision is there and will never be served again
+├── AdapterErased             410  the adapter was erased while this was on its way
 ├── BodyTooLarge              413  a JSON body of more bytes than the limit
 ├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
@@ -150,6 +151,13 @@ class RevisionRetired(OctavoError):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"revision {number} is retired", number=number)
+
+
+class AdapterErased(OctavoError):
+    code, http_status = "adapter_erased", 410
+
+    def __init__(self) -> None:
+        super().__init__("the adapter was erased; nothing of it is left")
 
 
 class NameTaken(OctavoError):

@@ -31,22 +31,23 @@ async def echo(bus: Bus) -> AsyncIterator[None]:
 
 
 async def test_a_server_that_is_suspended_is_left_for_another_one_within_seconds(tmp_path: Path) -> None:
-    async with NatsCluster(tmp_path) as cluster, Bus(cluster.servers[0].url, "server") as server, echo(server):
-        async with Bus(cluster.servers[1].url, "client") as client:
-            # Servers tell each other who serves what; only then is a request not refused.
-            async with asyncio.timeout(10):
-                while not await answers(client):
-                    await asyncio.sleep(0.05)
-            connected = client.client.connected_url
-            assert connected is not None
-            assert connected.netloc == cluster.servers[1].url.removeprefix("nats://")
-            process = cluster.servers[1].process
-            assert process is not None
-            process.kill(signal.SIGSTOP)
-            async with asyncio.timeout(12):
-                while not await answers(client):
-                    await asyncio.sleep(0.05)
-            process.kill(signal.SIGCONT)
+    async with (
+        NatsCluster(tmp_path) as cluster,
+        Bus(cluster.servers[0].url, "server") as server,
+        echo(server),
+        Bus(cluster.servers[1].url, "client") as client,
+    ):
+        # Servers tell each other who serves what; only then is a request not refused.
+        async with asyncio.timeout(10):
+            while not await answers(client):
+                await asyncio.sleep(0.05)
+        process = cluster.servers[1].process
+        assert process is not None
+        process.kill(signal.SIGSTOP)
+        async with asyncio.timeout(12):
+            while not await answers(client):
+                await asyncio.sleep(0.05)
+        process.kill(signal.SIGCONT)
 
 
 async def answers(client: Bus) -> bool:

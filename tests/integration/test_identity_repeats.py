@@ -24,6 +24,7 @@ from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, own_identity, own_nats, parts
 
 NAME = "home/diary"
+ANSWER = b'{"message": {"subject": "a", "seq": 7, "data": "aGk=", "time": "2026-01-01T00:00:00Z"}}'
 MANY = WRITES_IN_HEAD_MAX + 3
 
 
@@ -132,9 +133,7 @@ async def test_a_read_that_nobody_answers_is_sent_again(tmp_path: Path, monkeypa
                 nonlocal num_asked
                 num_asked += 1
                 if num_asked == 2:
-                    await message.respond(
-                        b'{"message": {"subject": "a", "seq": 7, "data": "aGk=", "time": "2026-01-01T00:00:00Z"}}'
-                    )
+                    await message.respond(ANSWER)
 
             asking = asyncio.create_task(Stream(bus, REGISTRY_STREAM).get(subject="a"))
             # No server of the stream is known yet, which is answered at once.
@@ -143,8 +142,8 @@ async def test_a_read_that_nobody_answers_is_sent_again(tmp_path: Path, monkeypa
             found = await asking
             assert found is not None
             assert (found.sequence, found.data, num_asked) == (7, b"hi", 2)
+            monkeypatch.setattr(stream, "_TIMEOUT_S", 0.5)
             with pytest.raises(DependencyUnavailable):
-                monkeypatch.setattr(stream, "_TIMEOUT_S", 0.5)
                 await HeadStore(bus, 1).read("a")
     finally:
         await server.stop()

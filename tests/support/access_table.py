@@ -14,8 +14,10 @@ from typing import Any
 
 from octavo_shared.clock import wall_ms
 from octavo_shared.messages import identity as m
+from octavo_shared.messages.evaluation import Metric, Score
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
 from support.adapters import TINY_FINGERPRINT
+from support.identity_rig import data_keys
 
 TABLE = """
                         owner  editor user   audit. t-aud. admin  other | use    push   manage audit  elsewhere
@@ -35,6 +37,12 @@ unalias                 yes    yes    no     no     no     404    404     no    
 tag                     yes    yes    no     no     no     404    404     no     yes    no     no     404
 branch                  yes    yes    yes    no     no     404    404     no     no     no     no     404
 retire                  yes    no     no     no     no     404    404     no     no     yes    no     404
+evaluate                yes    yes    no     no     no     404    404     no     yes    no     no     404
+evaluations             yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+get_gate                yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+get_gate of a tenant    yes    no     no     no     yes    yes    no      yes    yes    yes    yes    yes
+set_gate                yes    no     no     no     no     404    404     no     no     yes    no     404
+set_gate of a tenant    no     no     no     no     no     yes    no      no     no     no     no     no
 grant                   yes    no     no     no     no     404    404     no     no     yes    no     404
 revoke                  yes    no     no     no     no     404    404     no     no     yes    no     404
 whoami                  yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
@@ -89,7 +97,12 @@ def _asking(**fields: Any) -> Ask:
 
 
 async def _upload(cell: Cell) -> dict[str, Any]:
-    return {"upload_id": cell.upload}
+    upload_id, ids = cell.upload, cell.world.ids
+    if cell.expected == "yes":
+        # As ``begin_upload`` does, which not everybody may ask who may stage what they were given.
+        keys = data_keys(cell.world.admin.bus, ids)
+        await keys.make_for_upload(ids.tenant("home"), ids.adapter(*cell.adapter.split("/")), upload_id)
+    return {"upload_id": upload_id}
 
 
 async def _commit(cell: Cell) -> dict[str, Any]:
@@ -159,6 +172,18 @@ REQUESTS: dict[str, Ask] = {
     "tag": _asking(adapter="{}", add=("work",)),
     "branch": _asking(source="{}@1", adapter="{own}"),
     "retire": _asking(adapter="{}", number=2),
+    "evaluate": _asking(
+        reference="{}@1",
+        suite="manners",
+        suite_digest=f"sha256:{1:064x}",
+        base=TINY_FINGERPRINT,
+        scores=(Score(Metric.PASSED, 1.0, 1),),
+    ),
+    "evaluations": _asking(reference="{}@1"),
+    "get_gate": _asking(target="{}"),
+    "get_gate of a tenant": _asking(target="home"),
+    "set_gate": _asking(target="{}", gate=None),
+    "set_gate of a tenant": _asking(target="home", gate=None),
     "grant": _asking(adapter="{}", principal="guest@away"),
     "revoke": _asking(adapter="{}", principal="guest@away"),
     "whoami": _asking(),
