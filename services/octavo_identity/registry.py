@@ -41,6 +41,9 @@ class Change:
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
 
+Append = Callable[[str, RegistryEvent, str], Awaitable[int]]
+"""Does what ``HeadStore.append`` does."""
+
 Check = Callable[[AdapterHead], object]
 """Raises when the caller may not have what is of this adapter."""
 
@@ -49,9 +52,11 @@ class Registry:
     """Reads and changes adapter heads. Names come in; only derived ids reach subjects."""
 
     def __init__(
-        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX
-    ) -> None:
+        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX,
+        append: Append | None = None,
+    ) -> None:  # fmt: skip
         self._heads = heads
+        self._append = append or heads.append
         self._ids = ids
         self._projection = projection
         self._repeats = Repeats(heads, projection)
@@ -96,7 +101,7 @@ class Registry:
                 statement=change.statement, evaluation=change.evaluation,
             )  # fmt: skip
             try:
-                return new, await self._heads.append(subject, event, mark)
+                return new, await self._append(subject, event, mark)
             except AlreadyAppended as repeated:
                 made_before = await self._heads.read_at(repeated.sequence)
                 if made_before is None:

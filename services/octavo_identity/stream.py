@@ -13,12 +13,14 @@ from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
 from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.telemetry import log
 
-_EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The second one when the other write is still on its way to the replicas."""
 _NO_MESSAGE_FOUND = 10037
+_OTHER_CONFIGURATION = 10058
 _NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
 _ASK_S = 1.0
@@ -62,9 +64,14 @@ class Stream:
         self._shorter_since_s: float | None = None
 
     async def ensure(self, config: StreamConfig) -> None:
-        """Make the stream if it is not there."""
+        """Make the stream if it is not there; one that was made otherwise stays as it is."""
         try:
             await self._jetstream.add_stream(config)
+        except APIError as error:
+            if error.err_code != _OTHER_CONFIGURATION:
+                raise DependencyUnavailable("JetStream") from error
+            # Only its operator may change it. Nothing here needs what newer ones have; it goes faster with it.
+            log.warning("stream_differs", stream=self._name, detail="its configuration is not what would be made now")
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
 
@@ -142,13 +149,13 @@ class Stream:
         it was stored, and ``AlreadyAppended`` when one of the same ``message_id`` was stored in the last minutes.
         """
         self._check_connected()
-        headers = {_EXPECTED_SEQUENCE: str(previous_sequence)}
+        headers = {EXPECTED_SEQUENCE: str(previous_sequence)}
         if message_id:
             headers[_MESSAGE_ID] = message_id
         try:
             ack = await self._jetstream.publish(subject, data, headers=headers, stream=self._name)
         except APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
+            if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict from error
             raise DependencyUnavailable("JetStream") from error
         except (NatsError, OSError) as error:

@@ -43,7 +43,14 @@ class _Client(Client):
 
     There, such a message ends the read loop without a reconnect: two bytes from anybody who may publish would make a
     service deaf until its pings time out.
+
+    A server that takes a connection and says nothing is given up without closing it there; here it is closed.
     """
+
+    async def _connect_to_server(self, server: Any) -> None:
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(server)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
