@@ -32,7 +32,7 @@ audit                   no     no     no     no     yes    yes    no      no    
 begin_upload            yes    yes    no     no     no     404    404     no     yes    no     no     404
 check_upload            yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
 commit                  yes    yes    no     no     no     404    404     no     yes    no     no     404
-register                yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
+register                yes    yes    no     no     no     404    404     no     yes    no     no     404
 promote                 yes    yes    no     no     no     404    404     no     yes    no     no     404
 rollback                yes    yes    no     no     no     404    404     no     yes    no     no     404
 unalias                 yes    yes    no     no     no     404    404     no     yes    no     no     404
@@ -59,7 +59,7 @@ list_keys of a tenant   no     no     no     no     yes    yes    no      no    
 create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
 """
 
-TELLS_WHAT_IS_TAKEN = {("begin_upload", Who.ADMIN), ("commit", Who.ADMIN)}
+TELLS_WHAT_IS_TAKEN = {("begin_upload", Who.ADMIN), ("commit", Who.ADMIN), ("register", Who.ADMIN)}
 """Whoever may begin an adapter learns that its name is taken (decision 0002), so there 404 is not the one answer."""
 
 CODES = {"yes": "", "no": "not_permitted", "404": "adapter_not_found"}
