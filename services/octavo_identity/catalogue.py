@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, parse_object_key
+from octavo_identity.records import AdapterHead, ErasedHead, KeyHead, RegistryEvent, parse_object_key
 from octavo_identity.search import Search, latest_of
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 5
+_VERSION = 10
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -26,6 +26,8 @@ CREATE TABLE IF NOT EXISTS revisions (
     PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS names (adapter_id TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
@@ -57,6 +59,8 @@ _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
 _KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
+_NAME_OF = "SELECT name FROM names WHERE adapter_id = ?"
+_OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
@@ -124,21 +128,40 @@ class Catalogue:
         self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()
     ) -> None:
         """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
+        has_erased = False
         with self._writer:
             self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)
+                elif isinstance(event.head, ErasedHead):
+                    has_erased = True
+                    self._erase(event.head)
                 elif isinstance(event.head, KeyHead):
                     rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
                     self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
+        if has_erased:
+            # What was deleted is overwritten, but not in the log in front of the file.
+            with self._lock:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _erase(self, head: ErasedHead) -> None:
+        run = self._writer.execute
+        for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
+            for table in ("adapters", "tags", "users"):
+                run(f"DELETE FROM {table} WHERE name = ?", (name,))
+        for table in ("names", "revisions", "erasures"):
+            run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
+        if not head.receipt:
+            run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
 
     def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
         run = self._writer.execute
         row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
         run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
+        run("INSERT OR REPLACE INTO names VALUES (?, ?)", (head.adapter_id, head.name))
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
@@ -185,6 +208,11 @@ class Catalogue:
             (newest,) = self._reader.execute(_NEWEST, (adapter_id,)).fetchone()
         return Hint(found[0] if found else None, newest or 0)
 
+    def open_erasures(self, num_max: int) -> list[tuple[TenantId, AdapterId]]:
+        """Return tenant and id of adapters whose erasure was begun and not finished."""
+        with self._lock:
+            return self._reader.execute(_OPEN_ERASURES, (num_max,)).fetchall()
+
     def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that have the form of a pack's and that no known revision names."""
         parsed = [(object_key, parse_object_key(object_key)) for object_key in object_keys]
@@ -207,6 +235,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer.execute("PRAGMA journal_mode = WAL")
         # A crash of the machine may lose the last events, which are read again; with OFF it may damage the file.
         writer.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted was erased.
+        writer.execute("PRAGMA secure_delete = ON")
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         (num_tables,) = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if num_tables and version != _VERSION:
