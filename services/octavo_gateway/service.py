@@ -15,6 +15,7 @@ from octavo_gateway.http_admin import AdminRoutes
 from octavo_gateway.http_erasure import ErasureRoutes
 from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_importing import ImportRoutes
 from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
@@ -63,6 +64,7 @@ class Gateway:
             *GenerationRoutes(self._front, self.admission, identity, self.fleet).handlers(),
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
+            *ImportRoutes(identity, self.fleet).handlers(),
             *ErasureRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
             *EvaluationRoutes(identity).handlers(),

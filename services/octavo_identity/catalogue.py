@@ -14,6 +14,11 @@ from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
 _VERSION = 10
+_CACHE_KIB = 64 * 1024
+"""Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
+of a million new rows wants a page of its own."""
+_LOG_PAGES = 16_384
+"""How long the write-ahead log gets before it is written back, 64 MiB: pages that many rows changed go only once."""
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -23,16 +28,17 @@ CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (princi
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
     adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
-    PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+    name TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS names (adapter_id TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 PRAGMA user_version = {_VERSION};
 """
+# Rows of revisions lie in the order of their making and their index is small: both stay cheap at millions. A digest is
+# looked for among the revisions of its adapter, the newest first.
 _POSITION = "SELECT created, sequence, begun_ms FROM position"
 # Names come first, from ranges of an index, so that a page costs what it holds and not what its reader may use. Where
 # names do not say what matches, so many of them are looked at and no more.
@@ -59,7 +65,7 @@ _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
 _KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
-_NAME_OF = "SELECT name FROM names WHERE adapter_id = ?"
+_NAME_OF = "SELECT DISTINCT name FROM revisions WHERE adapter_id = ?"
 _OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
@@ -152,7 +158,7 @@ class Catalogue:
         for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
             for table in ("adapters", "tags", "users"):
                 run(f"DELETE FROM {table} WHERE name = ?", (name,))
-        for table in ("names", "revisions", "erasures"):
+        for table in ("revisions", "erasures"):
             run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
         if not head.receipt:
             run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
@@ -161,7 +167,6 @@ class Catalogue:
         run = self._writer.execute
         row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
         run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
-        run("INSERT OR REPLACE INTO names VALUES (?, ?)", (head.adapter_id, head.name))
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
@@ -169,8 +174,8 @@ class Catalogue:
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
         if (stored := event.revision) is not None:
             revision = stored.revision
-            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
-            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", found)
+            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name)
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?)", found)
 
     def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
         """Return heads of adapters that match, by name, after ``after``.
@@ -237,6 +242,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer.execute("PRAGMA synchronous = NORMAL")
         # What is deleted was erased.
         writer.execute("PRAGMA secure_delete = ON")
+        writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         (num_tables,) = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if num_tables and version != _VERSION:

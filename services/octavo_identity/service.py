@@ -17,6 +17,7 @@ from octavo_identity.fleet import Fleet, Heard
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.importing import Importing
 from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
@@ -91,6 +92,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 handlers = _handlers(
                     Verbs(desk),
                     pushing,
+                    Importing(desk, pushing),
                     Promoting(desk),
                     Branching(desk, staging),
                     Tenancy(desk),
