@@ -125,5 +125,5 @@ def _what_is_missing(evaluations: Sequence[Evaluation], revision: Revision, rule
 
 
 def _is_worse(metric: Metric, value: float, limit: float) -> bool:
-    # Differences of shares are rarely exact: 0.8 - 0.02 is not 0.78.
+    # Differences of shares are rarely exact: 0.8 - 0.1 is more than 0.7.
     return value > limit + _ROUNDING if metric.is_lower_better else value < limit - _ROUNDING

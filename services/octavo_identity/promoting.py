@@ -5,7 +5,7 @@ import msgspec
 from octavo_identity import access
 from octavo_identity.aliases import moved, moved_back, without
 from octavo_identity.desk import Desk, adapter_reference, info
-from octavo_identity.gating import was_released
+from octavo_identity.gating import RELEASED_BY, was_released
 from octavo_identity.records import AdapterHead
 from octavo_identity.registry import Change
 from octavo_identity.states import is_retired, with_retired
@@ -74,7 +74,9 @@ class Promoting:
             # What to go back to depends on the head that is replaced, not on one that was read before.
             number = await self._number_before(owned, reference, alias) if request.number is None else request.number
             target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
-            if request.number is not None and not was_released(owned, number):
+            # A canary's trail may hold what was only ever tried, by fewer people than would get it now.
+            is_back = was_released(owned, number) or (request.number is None and alias in RELEASED_BY)
+            if not is_back:
                 percent = owned.canary_percent
                 await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             detail = f"{alias}: {owned.aliases.get(alias)} -> {number}"

@@ -25,7 +25,7 @@ class DeploymentHead(msgspec.Struct, frozen=True, tag="deployment"):
     secret_mark: bytes
 
 
-class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
+class TenantHead(msgspec.Struct, frozen=True, tag="tenant", omit_defaults=True):
     """``writes`` as in ``AdapterHead``."""
 
     tenant_id: TenantId
@@ -63,7 +63,7 @@ class StoredRevision(msgspec.Struct, frozen=True):
     parent_number: int | None = None
 
 
-class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
+class AdapterHead(msgspec.Struct, frozen=True, tag="adapter", omit_defaults=True):
     """``revisions`` holds the newest ones and all that an alias names; older ones are found in the ledger.
 
     ``writes`` are marks of the latest idempotency keys, the newest last: the broker's own de-duplication forgets
@@ -120,7 +120,7 @@ class ErasedHead(msgspec.Struct, frozen=True, tag="erased"):
 Head = DeploymentHead | TenantHead | KeyHead | AdapterHead | ErasedHead
 
 
-class RegistryEvent(msgspec.Struct, frozen=True):
+class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. ``previous_sequence`` links to the event before it on the same subject (0: the first).
 
     ``statement``, ``signature`` and ``sealed`` are the places of the provenance envelope, the registry's signature

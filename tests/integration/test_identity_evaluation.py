@@ -72,6 +72,8 @@ async def test_an_evaluated_draft_says_so_and_its_history_shows_the_scores(admin
     assert (made.number, made.base, made.evaluator) == (2, TINY_FINGERPRINT, "alice@home")
     assert made.scores == (Score(Metric.EXACT, 0.75, 10),)
     assert await state(alice, "home/diary") is m.RevisionState.EVALUATED
+    for wanted, names in ((m.RevisionState.EVALUATED, ["home/diary"]), (m.RevisionState.DRAFT, [])):
+        assert [one.name for one in (await alice.ask("list", state=wanted)).adapters] == names
     listed = await alice.ask("evaluations", reference="home/diary@2")
     assert (listed.state, listed.revision.number, listed.is_whole) == (m.RevisionState.EVALUATED, 2, True)
     assert [(one.evaluation, one.envelope) for one in listed.evaluations] == [(made, b"signed")]
@@ -217,6 +219,12 @@ async def test_a_canary_is_for_trying_until_most_get_it(admin: Client) -> None:
     for alias, share in (("canary", 51), ("serving", None)):
         with pytest.raises(GateRefused):
             await alice.ask("promote", reference="home/diary@2", alias=alias, share_percent=share)
+    await evaluate(alice, "home/diary@1", 0.9)
+    await alice.ask("promote", reference="home/diary@1", alias="canary", share_percent=100)
+    with pytest.raises(GateRefused):
+        await alice.ask("rollback", adapter="home/diary", alias="canary")
+    await alice.ask("promote", reference="home/diary@1", alias="canary", share_percent=50)
+    await alice.ask("rollback", adapter="home/diary", alias="canary")
     # Having been a canary is not having been served.
     with pytest.raises(GateRefused):
         await alice.ask("rollback", adapter="home/diary", number=2)
