@@ -130,7 +130,7 @@ async def test_the_ledger_still_verifies(world: ErasureWorld) -> None:
     await world.alice.push("home/poems")
     await world.alice.ask("erase", adapter="home/diary")
     page = await world.admin.ask("audit", first=1)
-    auditor = Auditor(Trusted(Verifier.parse(page.signed.verifier)))
+    auditor = Auditor(Trusted(Verifier.parse(page.signed.public_key)))
     while not auditor.is_done:
         auditor.take(await world.admin.ask("audit", first=auditor.next_sequence))
     assert auditor.finish().size >= 5
