@@ -39,8 +39,8 @@ class Branching:
         mark = write_mark(key.principal, request.idempotency_key)
         head = await self._desk.head_to_push(key, reference)
         if head is not None:
-            if mark in head.writes:
-                return info(await self._desk.registry.head_of_write(reference, mark), key)
+            if made := await self._desk.registry.repeated(reference, mark):
+                return info(made, key)
             raise NameTaken(reference.name)
         origin_head, origin = await self._selected(key, source)
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)

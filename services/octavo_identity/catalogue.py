@@ -8,12 +8,19 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import AdapterHead, ErasedHead, KeyHead, RegistryEvent, parse_object_key
+from octavo_identity.records import (
+    WRITES_IN_HEAD_MAX,
+    AdapterHead,
+    ErasedHead,
+    KeyHead,
+    RegistryEvent,
+    parse_object_key,
+)
 from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 10
+_VERSION = 11
 _CACHE_KIB = 64 * 1024
 """Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
 of a million new rows wants a page of its own."""
@@ -32,6 +39,8 @@ CREATE TABLE IF NOT EXISTS revisions (
 CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS writes (
+    adapter_id TEXT, mark TEXT, sequence INTEGER NOT NULL, PRIMARY KEY (adapter_id, mark)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
@@ -64,6 +73,7 @@ _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND n
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
 _KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
+_WRITE = "SELECT sequence FROM writes WHERE adapter_id = ? AND mark = ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
 _NAME_OF = "SELECT DISTINCT name FROM revisions WHERE adapter_id = ?"
 _OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
@@ -158,7 +168,7 @@ class Catalogue:
         for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
             for table in ("adapters", "tags", "users"):
                 run(f"DELETE FROM {table} WHERE name = ?", (name,))
-        for table in ("revisions", "erasures"):
+        for table in ("revisions", "writes", "erasures"):
             run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
         if not head.receipt:
             run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
@@ -172,6 +182,9 @@ class Catalogue:
         run("DELETE FROM users WHERE name = ?", (head.name,))
         users = {(who, head.name) for who in (head.owner, *head.grants, *head.auditors)}
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
+        if len(head.writes) == WRITES_IN_HEAD_MAX:
+            # The next head forgets the oldest. Most adapters never come to this, and cost nothing here.
+            run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))
         if (stored := event.revision) is not None:
             revision = stored.revision
             found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name)
@@ -217,6 +230,12 @@ class Catalogue:
         """Return tenant and id of adapters whose erasure was begun and not finished."""
         with self._lock:
             return self._reader.execute(_OPEN_ERASURES, (num_max,)).fetchall()
+
+    def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write, if a later one may have not."""
+        with self._lock:
+            found = self._reader.execute(_WRITE, (adapter_id, mark)).fetchone()
+        return found[0] if found else None
 
     def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that have the form of a pack's and that no known revision names."""

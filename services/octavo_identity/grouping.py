@@ -40,8 +40,12 @@ class Group:
             self._num_writers -= 1
             self._store_if_all_wait()
 
-    async def append(self, subject: str, event: RegistryEvent) -> int:
-        """Append ``event`` with those of the others; see ``HeadStore.append``."""
+    async def append(self, subject: str, event: RegistryEvent, mark: str = "") -> int:
+        """Append ``event`` with those of the others; see ``HeadStore.append``.
+
+        The ``mark`` is only in the event: the server's memory of ids is not for a million of them at once.
+        """
+        del mark
         one = _Waiting(subject, event, asyncio.get_running_loop().create_future())
         self._waiting.append(one)
         self._store_if_all_wait()

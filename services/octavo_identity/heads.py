@@ -1,5 +1,6 @@
 """Heads in one JetStream stream: leader reads and compare-and-set. The only durable truth."""
 
+import hashlib
 from collections.abc import Sequence
 
 import msgspec
@@ -15,6 +16,7 @@ from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.subjects import REGISTRY_STREAM, REGISTRY_SUBJECTS
 from octavo_shared.telemetry import log
 
+_ID_LENGTH = 32
 _READS_MAX = 128
 """Of single events at the same time."""
 _decoder = msgspec.msgpack.Decoder(RegistryEvent)
@@ -85,13 +87,16 @@ class HeadStore:
         """Return what the leader says of the stream."""
         return await self._stream.state()
 
-    async def append(self, subject: str, event: RegistryEvent) -> int:
+    async def append(self, subject: str, event: RegistryEvent, mark: str = "") -> int:
         """Append ``event`` if the last one on ``subject`` still is ``event.previous_sequence``.
 
         Raises ``RevisionConflict`` when somebody else was first, and ``DependencyUnavailable`` when it is unknown
-        whether the event was stored; the writer's idempotency key makes trying again safe.
+        whether the event was stored; the writer's idempotency key makes trying again safe. With a ``mark``, which no
+        other write on this subject has, raises ``AlreadyAppended`` when the last minutes had one with it.
         """
-        return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence)
+        # The server knows ids of the whole stream; the same key may be used for several adapters.
+        message_id = hashlib.sha256(f"{subject}\0{mark}".encode()).hexdigest()[:_ID_LENGTH] if mark else ""
+        return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence, message_id)
 
     async def append_all(self, events: Sequence[tuple[str, RegistryEvent]]) -> list[int]:
         """Append events with their subjects as ``append`` does, in one atomic batch; see ``append_batch``."""

@@ -60,9 +60,10 @@ class Importing:
         reference = adapter_reference(item.adapter)
         head = await self._desk.head_to_push(key, reference)
         mark = write_mark(key.principal, item.idempotency_key)
-        if head is None or mark not in head.writes:
+        made = await self._desk.registry.repeated(reference, mark) if head is not None else None
+        if made is None:
             return ImportOutcome(item.adapter, ImportState.WANTED)
-        return _outcome(item, Committed(await self._desk.registry.head_of_write(reference, mark), key))
+        return _outcome(item, Committed(made, key))
 
 
 async def _commit(pushing: Pushing, credential: Credential, item: ImportItem) -> ImportOutcome:

@@ -25,6 +25,8 @@ from octavo_shared.telemetry import log
 _POLL_S = 0.25
 _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
+_NEAR_EVENTS = 4_096
+"""So many are read within seconds."""
 _BATCH_EVENTS = 4 * COPIED_MAX
 """Applied in one transaction: of pages that many of them change, each is written once."""
 _GROWN_TOGETHER = 4_096
@@ -53,6 +55,7 @@ class Projection:
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
         self.is_caught_up = False
         self._is_damaged = False
+        self._is_followed = False
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
@@ -73,6 +76,13 @@ class Projection:
 
     async def follow(self, heads: HeadStore) -> None:
         """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
+        self._is_followed = True
+        try:
+            await self._follow(heads)
+        finally:
+            self._is_followed = False
+
+    async def _follow(self, heads: HeadStore) -> None:
         while True:
             is_behind = False
             try:
@@ -216,6 +226,30 @@ class Projection:
     async def open_erasures(self) -> list[tuple[TenantId, AdapterId]]:
         """Return tenant and id of some adapters whose erasure was begun and, as far as is known here, not finished."""
         return await self._read(lambda: self._catalogue.open_erasures(_ERASURES_MAX))
+
+    async def reach(self, sequence: int) -> bool:
+        """Wait until all up to ``sequence`` is in the view; tells whether it is, at once where it is far from it.
+
+        Raises ``DependencyUnavailable`` when it is near, and still not there after a second.
+        """
+        if self.sequence >= sequence:
+            return True
+        if not self._is_followed or sequence - self.sequence > _NEAR_EVENTS:
+            return False
+        self._nudge.set()
+        try:
+            async with asyncio.timeout(_CATCH_UP_S), self._advanced:
+                await self._advanced.wait_for(lambda: self.sequence >= sequence)
+        except TimeoutError:
+            raise DependencyUnavailable(_VIEW) from None
+        return True
+
+    async def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write; whoever uses it looks there."""
+        try:
+            return await self._read(lambda: self._catalogue.find_write(adapter_id, mark))
+        except DependencyUnavailable:
+            return None
 
     async def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that are packs which no revision seen so far names."""

@@ -99,8 +99,8 @@ class Pushing:
             check_name(request.alias, "alias")
         check_tags(request.tags)
         mark = write_mark(key.principal, request.idempotency_key)
-        if head is not None and mark in head.writes:
-            return Committed(await self._desk.registry.head_of_write(reference, mark), key)
+        if head is not None and (made := await self._desk.registry.repeated(reference, mark)):
+            return Committed(made, key)
         await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.

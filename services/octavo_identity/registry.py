@@ -11,7 +11,9 @@ from octavo_identity.ids import Ids
 from octavo_identity.places import Places
 from octavo_identity.projection import Projection
 from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, RegistryEvent, StoredRevision
+from octavo_identity.repeats import Repeats, adapter_head
 from octavo_identity.states import is_retired
+from octavo_identity.stream import AlreadyAppended
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
 from octavo_shared.messages.evaluation import Evaluation
@@ -39,7 +41,7 @@ class Change:
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
 
-Append = Callable[[str, RegistryEvent], Awaitable[int]]
+Append = Callable[[str, RegistryEvent, str], Awaitable[int]]
 """Does what ``HeadStore.append`` does."""
 
 Check = Callable[[AdapterHead], object]
@@ -57,12 +59,13 @@ class Registry:
         self.places = Places(heads, ids)
         self._append = append or heads.append
         self._projection = projection
+        self._repeats = Repeats(heads, projection)
         self._ledger_walk_max = ledger_walk_max
 
     async def head(self, reference: Reference) -> AdapterHead | None:
         """Return the adapter's head as the leader has it."""
         found = await self.places.read(reference)
-        return _adapter_head(found[0]) if found else None
+        return adapter_head(found[0]) if found else None
 
     async def change(
         self, reference: Reference, actor: str, write: str, make: Make, check_repeat: Check = lambda head: None
@@ -71,17 +74,18 @@ class Registry:
 
         ``make`` checks permission and raises; it is called again when another writer was first, a bounded number
         of times. A ``write`` (idempotency key) that the head remembers changes nothing and returns the head that it
-        made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since.
-        One that had nothing to change left no event, so no head remembers it.
+        made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since; so it
+        is with one that the head has forgotten (see ``Repeats``). One that had nothing to change left no event, so
+        nothing remembers it.
         """
         mark = write_mark(actor, write)
         for _ in range(_ATTEMPTS_MAX):
             found = await self.places.read(reference)
             subject = self.places.subject(reference)
-            head, sequence = (_adapter_head(found[0]), found[1]) if found else (None, 0)
-            if head is not None and mark in head.writes:
+            head, sequence = (adapter_head(found[0]), found[1]) if found else (None, 0)
+            if found and head is not None and (made := await self._repeats.head_of(found[0], mark)):
                 check_repeat(head)
-                return await self.head_of_write(reference, mark), sequence
+                return made, sequence
             change = await make(head)
             if change is None:
                 assert head is not None, "only what is there can be as wanted"
@@ -96,18 +100,21 @@ class Registry:
                 statement=change.statement, evaluation=change.evaluation,
             )  # fmt: skip
             try:
-                return new, await self._append(subject, event)
+                return new, await self._append(subject, event, mark)
+            except AlreadyAppended as repeated:
+                made_before = await self._heads.read_at(repeated.sequence)
+                if made_before is None:
+                    raise DependencyUnavailable("a part of the registry stream") from None
+                check_repeat(head if head is not None else adapter_head(made_before))
+                return adapter_head(made_before), repeated.sequence
             except RevisionConflict:
                 continue
         raise RevisionConflict
 
-    async def head_of_write(self, reference: Reference, mark: str) -> AdapterHead:
-        """Return the head that the write with ``mark`` made, which the current head remembers."""
-        async for event, _ in self.ledger(reference, WRITES_IN_HEAD_MAX):
-            head = _adapter_head(event)
-            if head.writes[-1] == mark:
-                return head
-        raise RevisionConflict
+    async def repeated(self, reference: Reference, mark: str) -> AdapterHead | None:
+        """Return the head that the write with ``mark`` made before, or None if there was none."""
+        found = await self.places.read(reference)
+        return await self._repeats.head_of(found[0], mark) if found else None
 
     async def select(self, head: AdapterHead, reference: Reference) -> StoredRevision:
         """Return the revision that ``reference`` names and that may be served.
@@ -189,8 +196,3 @@ def write_mark(actor: str, write: str) -> str:
 def _revision_of(event: RegistryEvent, adapter_id: AdapterId) -> StoredRevision | None:
     is_of_it = isinstance(event.head, AdapterHead) and event.head.adapter_id == adapter_id
     return event.revision if is_of_it else None
-
-
-def _adapter_head(event: RegistryEvent) -> AdapterHead:
-    assert isinstance(event.head, AdapterHead), "a subject of an adapter holds adapter heads only"
-    return event.head
