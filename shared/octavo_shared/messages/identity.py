@@ -28,7 +28,7 @@ from octavo_shared.messages.keys import KeyIssued as KeyIssued
 from octavo_shared.messages.keys import RevokeKey as RevokeKey
 from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
-from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
+from octavo_shared.messages.privacy import DataKey, Erase, Erased, Erasures, ErasuresSince, Unwrap
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import AdapterId, Digest, Fingerprint
@@ -328,10 +328,11 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "evaluations": (ListEvaluations, EvaluationList),
     "get_gate": (GetGate, Gates),
     "set_gate": (SetGate, Gates),
+    "erase": (Erase, Erased),
     "unwrap": (Unwrap, DataKey),
     "erasures": (ErasuresSince, Erasures),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
-SLOW_VERBS = frozenset({"commit", "branch", "register"})
-"""Those that move a pack."""
+SLOW_VERBS = frozenset({"commit", "branch", "register", "erase"})
+"""Those that move a pack, or ask all workers."""
