@@ -56,7 +56,7 @@ bench-sealing: $(STAMP)  ## what encrypting packs costs a push and a cold load; 
 bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
 	@$(BIN)/python -m bench.peers
 
-chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; about ten minutes
+chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; about five minutes
 	@$(BIN)/python -m chaos.registry
 
 $(PEERS_STAMP):
