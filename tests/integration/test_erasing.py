@@ -208,6 +208,9 @@ async def test_a_push_that_an_erasure_overtakes_makes_a_new_adapter_or_none(worl
             assert len(await alice.pack_of(handle)) == handle.pack_bytes
 
 
+NOTE = "remember-the-seagulls"
+
+
 async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     canary = b"the-lighthouse-keeper-of-number-nine"
     config = config_json()[:-1] + b', "revision": "' + canary + b'"}'
@@ -215,7 +218,8 @@ async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.Capt
         alice = world.alice
         upload_id = await alice.stage("home/diary", 1, config=config)
         base = (await alice.push("home/other", 2)).latest.base
-        await alice.ask("commit", adapter="home/diary", upload_id=upload_id, served_base=base)
+        order = {"adapter": "home/diary", "upload_id": upload_id, "served_base": base, "note": NOTE}
+        await alice.ask("commit", **order)
         handle = await world.handle("home/diary")
         other = await world.handle("home/other")
         pack = await alice.pack_of(handle)
@@ -233,6 +237,9 @@ async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.Capt
             for name, needle in {"weights": weights, "canary": canary, "data key": key}.items():
                 assert world.holding(needle) == [], name
                 assert needle.hex() not in capfd.readouterr().out + capfd.readouterr().err
+            # Events are not sealed yet: notes, names and owners stay in the stream. The view of it forgets them.
+            await alice.ask("list")
+            assert {name.split("/")[0] for name in world.holding(NOTE.encode())} == {"nats"}
             # What was sealed is still in a volume of the object store until it is compacted, and nowhere else.
             assert {name.split("/")[0] for name in world.holding(sealed)} <= {"s3"}
             assert (await rig.caller.ask(other)).finished
