@@ -260,11 +260,10 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class EvaluationEntry(msgspec.Struct, frozen=True):
-    """``sequence`` is that of its event; ``envelope`` is what was signed."""
+    """``sequence`` is that of its event."""
 
     evaluation: Evaluation
     sequence: int
-    envelope: bytes = b""
 
 
 class EvaluationList(msgspec.Struct, frozen=True):
