@@ -19,7 +19,7 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterErased, AdapterNotFound, DependencyUnavailable, NotPermitted, RevisionConflict
 from octavo_shared.messages.generation import Started
-from octavo_shared.messages.privacy import LEASE_MS, DataKey, Erase, Unwrap
+from octavo_shared.messages.privacy import LEASE_MS, Erase
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import WorkerId, parse_reference
 from support.adapters import config_json
@@ -57,7 +57,7 @@ async def test_erasing_leaves_nothing_and_frees_the_name(world: ErasureWorld) ->
     assert await store.keys("staging/") == []
     assert await store.keys("packs/") == [poems.object_key]
     with pytest.raises(AdapterErased):
-        await alice.bus.request(subjects.identity("unwrap"), Unwrap(old), DataKey, timeout_s=5)
+        await alice.unwrap(old)
     # The name again: another adapter, with nothing of the old one.
     info = await alice.push("home/diary", 3, note="again")
     new = await world.handle("home/diary")
@@ -242,7 +242,7 @@ async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.Capt
         pack = await alice.pack_of(handle)
         # Weights are a canary of their own: 48 bytes in the middle, and what they are read from.
         weights = pack[len(pack) // 2 :][:48]
-        key = (await alice.bus.request(subjects.identity("unwrap"), Unwrap(handle), DataKey, timeout_s=5)).key
+        key = await alice.unwrap(handle)
         async with world.worker("w1") as rig:
             for one in (handle, other):
                 assert (await rig.caller.ask(one)).finished

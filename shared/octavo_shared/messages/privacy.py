@@ -20,16 +20,19 @@ KEYLESS_VERBS = frozenset({"unwrap", "erasures"})
 
 
 class Unwrap(msgspec.Struct, frozen=True):
-    """Ask for the key of ``adapter``'s packs.
+    """Ask for the key of ``adapter``'s packs; ``public_key`` (X25519) is what the answer is sealed for.
 
     Refused with ``NotPermitted`` without a ticket for exactly this handle, and with ``AdapterErased``.
     """
 
     adapter: AdapterHandle
+    public_key: bytes
 
 
 class DataKey(msgspec.Struct, frozen=True):
-    key: bytes
+    """``sealed`` is read by ``key_transport.Question``, and by nobody else."""
+
+    sealed: bytes
 
 
 class ErasuresSince(msgspec.Struct, frozen=True):
