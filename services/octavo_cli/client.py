@@ -15,6 +15,7 @@ from octavo_cli.answers import (
     Answer,
     ClientError,
     Download,
+    Erasure,
     Models,
     NewKey,
     as_client_errors,
@@ -163,6 +164,10 @@ class Client:
         if parsed.number is None:
             raise InvalidRequest("revision", "must be named by its number")
         return self._call("POST", f"{_path(parsed.name)}/retire", AdapterInfo, {"revision": parsed.number})
+
+    def erase(self, adapter: str) -> Erasure:
+        """Destroy an adapter for ever."""
+        return self._call("DELETE", _path(adapter), Erasure, timeout_s=_COMMIT_TIMEOUT_S)
 
     def branch(self, source: str, adapter: str, alias: str | None = "serving") -> AdapterInfo:
         body: dict[str, object] = {"source": source, "alias": alias}

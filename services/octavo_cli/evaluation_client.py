@@ -1,6 +1,5 @@
 """The gateway's client for evaluations and gates, and for whole answers that are asked again when it is busy."""
 
-import base64
 import time
 from urllib.parse import quote
 
@@ -36,7 +35,6 @@ class EvaluationClient(Client):
         suite_digest: Digest,
         scores: tuple[Score, ...],
         base: Fingerprint,
-        envelope: bytes = b"",
         write: str | None = None,
     ) -> Evaluation:
         """Record what a suite's run gave; ``write`` is the idempotency key (None: a fresh one)."""
@@ -49,7 +47,6 @@ class EvaluationClient(Client):
             "suite_digest": suite_digest,
             "scores": [msgspec.to_builtins(score) for score in scores],
             "base": base,
-            "envelope": base64.b64encode(envelope).decode(),
         }
         headers = {} if write is None else {"Idempotency-Key": write}
         with as_client_errors():

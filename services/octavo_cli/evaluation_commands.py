@@ -62,7 +62,7 @@ def evaluations(
     reference: ReferenceArgument,
     gateway: Gateway,
     key: Key,
-    is_json: Annotated[bool, typer.Option("--json", help="all that is recorded, envelopes in base64")] = False,
+    is_json: Annotated[bool, typer.Option("--json", help="all that is recorded")] = False,
 ) -> None:
     """Show a revision's state and its evaluations, newest first."""
     with EvaluationClient(gateway, key) as client:

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from octavo_cli import evaluation_commands, import_commands, key_commands, registry_commands, revision_commands
+from octavo_cli import (
+    erasure_commands,
+    evaluation_commands,
+    import_commands,
+    key_commands,
+    registry_commands,
+    revision_commands,
+)
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
@@ -156,6 +163,7 @@ app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)
 app.command()(revision_commands.retire)
 app.command()(revision_commands.branch)
+app.command()(erasure_commands.erase)
 app.command()(evaluation_commands.evaluate)
 app.command()(evaluation_commands.evaluations)
 app.command()(evaluation_commands.gate)

@@ -1,4 +1,4 @@
-"""Evaluations and gates over HTTP. Thin clients of identity; envelopes are in base64."""
+"""Evaluations and gates over HTTP. Thin clients of identity."""
 
 from typing import Any
 
@@ -36,7 +36,6 @@ class EvaluationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suite_digest: Digest
     scores: tuple[Score, ...]
     base: Fingerprint
-    envelope: bytes = b""
 
 
 class GateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +67,6 @@ class EvaluationRoutes:
                 suite_digest=body.suite_digest,
                 scores=body.scores,
                 base=body.base,
-                envelope=body.envelope,
             )
             return await self._identity.call(order, Evaluation)
 

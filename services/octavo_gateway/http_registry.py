@@ -33,7 +33,6 @@ from octavo_shared.messages.identity import (
     UploadBegun,
     UploadChecked,
 )
-from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
 
 _PAGE_MAX = 1_000
@@ -179,9 +178,9 @@ class RegistryRoutes:
                 "octavo-base": adapter.base,
                 "octavo-base-name": self._fleet.bases().get(adapter.base, ""),
             }
-            data_key = await self._identity.call(Unwrap(adapter), DataKey)
+            data_key = await self._identity.data_key(adapter)
             holding = contextlib.AsyncExitStack()
-            data = await holding.enter_async_context(self._transfers.pack(adapter, data_key.key))
+            data = await holding.enter_async_context(self._transfers.pack(adapter, data_key))
             return PackResponse(data, headers, holding)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)

@@ -12,6 +12,7 @@ from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_erasure import ErasureRoutes
 from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
 from octavo_gateway.http_importing import ImportRoutes
@@ -64,6 +65,7 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *ImportRoutes(identity, self.fleet).handlers(),
+            *ErasureRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
             *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),

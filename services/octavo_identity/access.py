@@ -57,6 +57,11 @@ def check_verify(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
     return _check(key, head, Right.AUDIT, "verify this adapter")
 
 
+def check_erase(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner and to admins, who need no right to use it."""
+    return _check(key, head, Right.LOCATE, "erase this adapter")
+
+
 def _check(key: KeyHead, head: AdapterHead | None, right: Right, action: str) -> AdapterHead:
     found = rights(key, head) if head is not None else Right.NONE
     if head is not None and right in found:
@@ -107,6 +112,11 @@ def check_admin(key: KeyHead, action: str, scope: Scope = Scope.MANAGE) -> None:
     if key.role is not Role.ADMIN:
         raise NotPermitted(action)
     check_scope(key, scope, action)
+
+
+def is_admin(key: KeyHead) -> bool:
+    """Tell whether ``key`` may do what admins do to any adapter."""
+    return key.role is Role.ADMIN and not key.adapters and Scope.MANAGE in scopes_of(key)
 
 
 def does_no_more(key: KeyHead, than: KeyHead) -> bool:

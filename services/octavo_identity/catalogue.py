@@ -8,12 +8,19 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, KeyHead, RegistryEvent, parse_object_key
+from octavo_identity.records import (
+    WRITES_IN_HEAD_MAX,
+    AdapterHead,
+    ErasedHead,
+    KeyHead,
+    RegistryEvent,
+    parse_object_key,
+)
 from octavo_identity.search import Search, latest_of
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 7
+_VERSION = 11
 _CACHE_KIB = 64 * 1024
 """Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
 of a million new rows wants a page of its own."""
@@ -27,9 +34,11 @@ CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, PRIMARY KEY (name, tag)) W
 CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
-    adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL);
+    adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
+    name TEXT NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS writes (
     adapter_id TEXT, mark TEXT, sequence INTEGER NOT NULL, PRIMARY KEY (adapter_id, mark)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
@@ -66,6 +75,8 @@ _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ?
 _KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
 _WRITE = "SELECT sequence FROM writes WHERE adapter_id = ? AND mark = ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
+_NAME_OF = "SELECT DISTINCT name FROM revisions WHERE adapter_id = ?"
+_OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
@@ -133,16 +144,34 @@ class Catalogue:
         self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()
     ) -> None:
         """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
+        has_erased = False
         with self._writer:
             self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)
+                elif isinstance(event.head, ErasedHead):
+                    has_erased = True
+                    self._erase(event.head)
                 elif isinstance(event.head, KeyHead):
                     rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
                     self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
+        if has_erased:
+            # What was deleted is overwritten, but not in the log in front of the file.
+            with self._lock:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _erase(self, head: ErasedHead) -> None:
+        run = self._writer.execute
+        for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
+            for table in ("adapters", "tags", "users"):
+                run(f"DELETE FROM {table} WHERE name = ?", (name,))
+        for table in ("revisions", "writes", "erasures"):
+            run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
+        if not head.receipt:
+            run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
 
     def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
         run = self._writer.execute
@@ -158,8 +187,8 @@ class Catalogue:
             run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))
         if (stored := event.revision) is not None:
             revision = stored.revision
-            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
-            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", found)
+            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name)
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?)", found)
 
     def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
         """Return heads of adapters that match, by name, after ``after``.
@@ -197,6 +226,11 @@ class Catalogue:
             (newest,) = self._reader.execute(_NEWEST, (adapter_id,)).fetchone()
         return Hint(found[0] if found else None, newest or 0)
 
+    def open_erasures(self, num_max: int) -> list[tuple[TenantId, AdapterId]]:
+        """Return tenant and id of adapters whose erasure was begun and not finished."""
+        with self._lock:
+            return self._reader.execute(_OPEN_ERASURES, (num_max,)).fetchall()
+
     def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
         """Return the sequence of the last event whose head remembered the write, if a later one may have not."""
         with self._lock:
@@ -225,6 +259,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer.execute("PRAGMA journal_mode = WAL")
         # A crash of the machine may lose the last events, which are read again; with OFF it may damage the file.
         writer.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted was erased.
+        writer.execute("PRAGMA secure_delete = ON")
         writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         (version,) = writer.execute("PRAGMA user_version").fetchone()

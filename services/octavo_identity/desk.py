@@ -58,8 +58,8 @@ class Desk:
         return head
 
     def new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
-        """Return the head of an adapter that ``key`` begins, without a revision yet."""
-        adapter_id = self.ids.adapter(reference.tenant, reference.adapter)
+        """Return the head of an adapter that ``key`` begins, without a revision yet. The name was just read."""
+        adapter_id = self.registry.places.adapter_id(reference)
         return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
 
     async def change(self, reference: Reference, key: KeyHead, write: str, make: Make) -> AdapterHead:

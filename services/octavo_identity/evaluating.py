@@ -39,8 +39,6 @@ class Evaluating:
             raise InvalidRequest("revision", "must be named: by number, digest or alias")
         suite, suite_digest = check_name(request.suite, "suite"), _digest(request.suite_digest, "suite_digest")
         scores = _check_scores(request.scores)
-        if len(request.envelope) > messages.ENVELOPE_BYTES_MAX:
-            raise InvalidRequest("envelope", f"is longer than {messages.ENVELOPE_BYTES_MAX} bytes")
 
         number = 0
 
@@ -57,7 +55,7 @@ class Evaluating:
             if is_known(head, made):
                 return None
             detail = f"revision {target.number}: {_told(made)}"
-            return Change("evaluated", with_evaluation(head, made), detail, evaluation=made, statement=request.envelope)
+            return Change("evaluated", with_evaluation(head, made), detail, evaluation=made)
 
         head = await self._desk.change(reference, key, request.idempotency_key, record)
         # A repeated write gets the head that it made then, whose newest evaluation is what it recorded.
@@ -81,7 +79,7 @@ class Evaluating:
                     continue
                 num_left -= 1
                 if event.evaluation.number == revision.number:
-                    found.append(EvaluationEntry(event.evaluation, sequence, event.statement))
+                    found.append(EvaluationEntry(event.evaluation, sequence))
                 is_whole = not num_left
                 if is_whole or len(found) == request.num_max:
                     break

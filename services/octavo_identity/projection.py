@@ -19,7 +19,7 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
 from octavo_shared.messages.ledger import LedgerEvent
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
 _POLL_S = 0.25
@@ -33,6 +33,7 @@ _GROWN_TOGETHER = 4_096
 """Some milliseconds of hashing, between which the loop does other things."""
 _REPORT_EVERY = 16 * _BATCH_EVENTS
 _VIEW = "the view of the registry"
+_ERASURES_MAX = 100
 
 T = TypeVar("T")
 
@@ -221,6 +222,10 @@ class Projection:
             return await self._read(lambda: self._catalogue.find_revision(adapter_id, number, digest))
         except DependencyUnavailable:
             return Hint(None, 0)
+
+    async def open_erasures(self) -> list[tuple[TenantId, AdapterId]]:
+        """Return tenant and id of some adapters whose erasure was begun and, as far as is known here, not finished."""
+        return await self._read(lambda: self._catalogue.open_erasures(_ERASURES_MAX))
 
     async def reach(self, sequence: int) -> bool:
         """Wait until all up to ``sequence`` is in the view; tells whether it is, at once where it is far from it.

@@ -134,7 +134,9 @@ class Pushing:
 
         async def add(now: AdapterHead | None) -> Change:
             access.check_push(key, reference.name, now)
-            if (now.num_revisions if now else 0) + 1 != number:
+            own = now or self._desk.new_head(reference, key)
+            if own.num_revisions + 1 != number or not place.startswith(f"packs/{own.adapter_id}/"):
+                # Somebody pushed meanwhile, or erased the adapter.
                 raise _Overtaken(now)
             parent = _served(now)
             stored = StoredRevision(
@@ -143,7 +145,7 @@ class Pushing:
                 parent.revision.number if parent else None,
             )
             await self._check_gate(reference, now, stored.revision, request.alias)
-            new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
+            new = with_revision(own, stored, request.alias)
             return Change("revision_added", with_tags(new, request.tags), request.note, stored)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)

@@ -100,7 +100,24 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter", omit_defaults=True
     gate: Gate | None = None
 
 
-Head = DeploymentHead | TenantHead | KeyHead | AdapterHead
+class ErasedHead(msgspec.Struct, frozen=True, tag="erased"):
+    """What is left of an adapter: an id that no name can be told from.
+
+    ``next_incarnation`` goes into the id of whatever gets the name next. ``owner_mark`` lets its owner ask for the
+    receipt again; ``write`` is the mark of the request that erased it. ``receipt`` is empty until all that was to be
+    destroyed is destroyed.
+    """
+
+    adapter_id: AdapterId
+    tenant_id: TenantId
+    next_incarnation: int
+    owner_mark: str
+    write: str
+    begun_at_ms: int
+    receipt: bytes = b""
+
+
+Head = DeploymentHead | TenantHead | KeyHead | AdapterHead | ErasedHead
 
 
 class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):

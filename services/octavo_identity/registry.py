@@ -8,12 +8,12 @@ import msgspec
 
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
+from octavo_identity.places import Places
 from octavo_identity.projection import Projection
 from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, RegistryEvent, StoredRevision
 from octavo_identity.repeats import Repeats, adapter_head
 from octavo_identity.states import is_retired
 from octavo_identity.stream import AlreadyAppended
-from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
 from octavo_shared.messages.evaluation import Evaluation
@@ -56,19 +56,15 @@ class Registry:
         append: Append | None = None,
     ) -> None:  # fmt: skip
         self._heads = heads
+        self.places = Places(heads, ids)
         self._append = append or heads.append
-        self._ids = ids
         self._projection = projection
         self._repeats = Repeats(heads, projection)
         self._ledger_walk_max = ledger_walk_max
 
-    def _subject(self, tenant: str, adapter: str) -> str:
-        tenant_id = self._ids.tenant(tenant)
-        return subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, self._ids.adapter(tenant, adapter))
-
     async def head(self, reference: Reference) -> AdapterHead | None:
         """Return the adapter's head as the leader has it."""
-        found = await self._heads.read(self._subject(reference.tenant, reference.adapter))
+        found = await self.places.read(reference)
         return adapter_head(found[0]) if found else None
 
     async def change(
@@ -83,9 +79,9 @@ class Registry:
         nothing remembers it.
         """
         mark = write_mark(actor, write)
-        subject = self._subject(reference.tenant, reference.adapter)
         for _ in range(_ATTEMPTS_MAX):
-            found = await self._heads.read(subject)
+            found = await self.places.read(reference)
+            subject = self.places.subject(reference)
             head, sequence = (adapter_head(found[0]), found[1]) if found else (None, 0)
             if found and head is not None and (made := await self._repeats.head_of(found[0], mark)):
                 check_repeat(head)
@@ -94,6 +90,9 @@ class Registry:
             if change is None:
                 assert head is not None, "only what is there can be as wanted"
                 return head, sequence
+            if change.head.adapter_id != self.places.adapter_id(reference):
+                # It was made for an adapter that was erased meanwhile.
+                raise RevisionConflict
             writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
             new = msgspec.structs.replace(change.head, writes=writes)
             event = RegistryEvent(
@@ -114,7 +113,7 @@ class Registry:
 
     async def repeated(self, reference: Reference, mark: str) -> AdapterHead | None:
         """Return the head that the write with ``mark`` made before, or None if there was none."""
-        found = await self._heads.read(self._subject(reference.tenant, reference.adapter))
+        found = await self.places.read(reference)
         return await self._repeats.head_of(found[0], mark) if found else None
 
     async def select(self, head: AdapterHead, reference: Reference) -> StoredRevision:
@@ -169,8 +168,8 @@ class Registry:
         raise AdapterNotFound
 
     def ledger(self, reference: Reference, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:
-        """Yield the adapter's events with their sequences, newest first."""
-        return walk(self._heads, self._subject(reference.tenant, reference.adapter), num_max)
+        """Yield the events, with their sequences, of the adapter that was last read by that name, newest first."""
+        return walk(self._heads, self.places.subject(reference), num_max)
 
 
 async def walk(heads: HeadStore, subject: str, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:

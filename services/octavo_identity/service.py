@@ -11,7 +11,9 @@ from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.erasing import Erasing
 from octavo_identity.evaluating import Evaluating
+from octavo_identity.fleet import Fleet, Heard
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
@@ -30,7 +32,7 @@ from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
-from octavo_shared import subjects
+from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus, Handler
 from octavo_shared.checkpoint import Signer
 from octavo_shared.credentials import read_credentials
@@ -83,6 +85,9 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 desk = Desk(heads, ids, projection)
                 staging = Staging(store, keys)
                 pushing = Pushing(desk, staging, keys, settings.upload_bytes_max)
+                fleet = Fleet()
+                await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
+                erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
                     Verbs(desk),
@@ -96,11 +101,13 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Evaluating(desk),
                     GateVerbs(desk),
                     Unwrapping(keys, desk.tickets),
+                    erasing,
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
                     asyncio.create_task(ledger.run(), name="ledger"),
                     asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
+                    asyncio.create_task(erasing.run(), name="erasing"),
                 ]
                 for verb, (kind, _) in VERBS.items():
                     handler = _bounded(verb, handlers[verb])

@@ -6,7 +6,7 @@ import time
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
 from octavo_identity.projection import Projection
-from octavo_identity.records import AdapterHead, parse_object_key
+from octavo_identity.records import AdapterHead, ErasedHead, parse_object_key
 from octavo_identity.registry import LEDGER_WALK_MAX, walk
 from octavo_shared import subjects
 from octavo_shared.errors import DependencyUnavailable
@@ -88,6 +88,9 @@ class Sweeper:
         is_known = False
         async for event, _ in walk(self._heads, subjects.adapter_head("*", "*", adapter_id), LEDGER_WALK_MAX):
             head = event.head
+            if isinstance(head, ErasedHead) and head.adapter_id == adapter_id:
+                # Its packs are gone; whatever a push that was under way left behind opens for nobody.
+                return True
             if not isinstance(head, AdapterHead) or head.adapter_id != adapter_id:
                 return False
             if number > head.num_revisions:

@@ -4,6 +4,7 @@ from octavo_identity.data_keys import DataKeys
 from octavo_identity.tickets import Tickets
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest
+from octavo_shared.key_transport import KeyNotReadable, answer_to
 from octavo_shared.messages import privacy as messages
 
 _SEQUENCE_MAX = 2**53
@@ -22,7 +23,11 @@ class Unwrapping:
         Raises ``NotPermitted`` without a good one and ``AdapterErased`` when the key is gone, which the leader says.
         """
         self._tickets.check(request.adapter, wall_ms())
-        return messages.DataKey(await self._keys.read(request.adapter.adapter_id))
+        data_key = await self._keys.read(request.adapter.adapter_id)
+        try:
+            return messages.DataKey(answer_to(request.public_key, data_key))
+        except KeyNotReadable:
+            raise InvalidRequest("public_key", "must be an X25519 public key") from None
 
     async def erasures(self, request: messages.ErasuresSince) -> messages.Erasures:
         """Return which adapters were erased, in the order in which they were."""

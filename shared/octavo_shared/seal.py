@@ -57,9 +57,17 @@ def sealed_size(num_bytes: int) -> int:
 
 def seal(plain: bytes | bytearray | memoryview, key: bytes, context: Context) -> bytes:
     """Return ``plain`` sealed; twice the same is sealed differently."""
-    sealing, view = Sealing(key, context), memoryview(plain)
-    pieces = [sealing.update(view[at : at + CHUNK_BYTES]) for at in range(0, len(view), CHUNK_BYTES)]
-    return b"".join([*pieces, sealing.finish()])
+    salt, prefix = os.urandom(_SALT_BYTES), os.urandom(_PREFIX_BYTES)
+    cipher, view = _cipher(key, salt, context), memoryview(plain)
+    sealed = bytearray(sealed_size(len(view)))
+    sealed[:HEADER_BYTES] = _MAGIC + salt + prefix
+    target, full = memoryview(sealed)[HEADER_BYTES:], CHUNK_BYTES + TAG_BYTES
+    num_chunks = _num_chunks(len(view))
+    for index in range(num_chunks):
+        nonce = _nonce(prefix, index, is_last=index == num_chunks - 1)
+        chunk = view[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        cipher.encrypt_into(nonce, chunk, context, target[index * full : (index + 1) * full])
+    return bytes(sealed)
 
 
 def open_sealed(sealed: bytes | bytearray | memoryview, key: bytes, context: Context) -> bytearray:

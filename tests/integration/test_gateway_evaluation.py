@@ -230,7 +230,6 @@ async def test_bad_bodies_name_their_field(world: World) -> None:
             evaluation | {"scores": [{"metric": "fun", "value": 1}]},
             "scores[0].metric",
         ),
-        ("POST", f"{adapter}/evaluations", evaluation | {"envelope": "§"}, "envelope"),
         ("PUT", f"{adapter}/gate", {}, "rules"),
         ("PUT", f"{tenant}/gate", {"rules": [], "evaluator": []}, "evaluator"),
         ("PUT", "/v1/tenants/No/gate", {"rules": []}, "tenant"),

@@ -68,7 +68,7 @@ async def test_an_evaluated_draft_says_so_and_its_history_shows_the_scores(admin
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2, alias=None)
     assert await state(alice, "home/diary") is m.RevisionState.DRAFT
-    made = await evaluate(alice, "home/diary@2", 0.75, envelope=b"signed")
+    made = await evaluate(alice, "home/diary@2", 0.75)
     assert (made.number, made.base, made.evaluator) == (2, TINY_FINGERPRINT, "alice@home")
     assert made.scores == (Score(Metric.EXACT, 0.75, 10),)
     assert await state(alice, "home/diary") is m.RevisionState.EVALUATED
@@ -76,7 +76,7 @@ async def test_an_evaluated_draft_says_so_and_its_history_shows_the_scores(admin
         assert [one.name for one in (await alice.ask("list", state=wanted)).adapters] == names
     listed = await alice.ask("evaluations", reference="home/diary@2")
     assert (listed.state, listed.revision.number, listed.is_whole) == (m.RevisionState.EVALUATED, 2, True)
-    assert [(one.evaluation, one.envelope) for one in listed.evaluations] == [(made, b"signed")]
+    assert [one.evaluation for one in listed.evaluations] == [made]
     assert (await alice.ask("evaluations", reference="home/diary@1")).evaluations == ()
     entry = (await alice.ask("history", adapter="home/diary")).entries[0]
     assert (entry.kind, entry.evaluation, entry.sequence) == ("evaluated", made, listed.evaluations[0].sequence)
@@ -114,8 +114,7 @@ async def test_what_is_no_evaluation_of_the_revision_is_refused(admin: Client) -
         {"reference": "home/diary"}, {"suite": "No Name"}, {"suite_digest": "sha256:12"}, {"scores": ()},
         {"scores": (Score(Metric.EXACT, 1.1, 1),)}, {"scores": (Score(Metric.EXACT, float("nan"), 1),)},
         {"scores": (Score(Metric.PERPLEXITY, 0.5, 1),)}, {"scores": (Score(Metric.EXACT, 1.0, 0),)},
-        {"scores": (Score(Metric.EXACT, 1.0, 1), Score(Metric.EXACT, 0.5, 1))}, {"envelope": b"x" * 20_000},
-        {"idempotency_key": ""},
+        {"scores": (Score(Metric.EXACT, 1.0, 1), Score(Metric.EXACT, 0.5, 1))},         {"idempotency_key": ""},
     ]  # fmt: skip
     good = {
         "reference": "home/diary@1", "suite": "facts", "suite_digest": digest_of("facts"),

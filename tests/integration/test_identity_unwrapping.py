@@ -14,6 +14,7 @@ from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterErased, AdapterUnavailable, InvalidRequest, NotPermitted
+from octavo_shared.key_transport import KeyNotReadable, Question
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.privacy import ERASURES_MAX, DataKey, Unwrap
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
@@ -28,8 +29,7 @@ async def admin(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[
 
 
 async def unwrap(client: Client, handle: AdapterHandle) -> bytes:
-    answer = await client.bus.request(subjects.identity("unwrap"), Unwrap(handle), DataKey, timeout_s=10)
-    return answer.key
+    return await client.unwrap(handle)
 
 
 async def handle(client: Client, reference: str) -> AdapterHandle:
@@ -117,6 +117,27 @@ async def test_no_key_without_a_ticket_of_identitys_own(admin: Client, tmp_path:
     located = (await admin.ask("locate", reference="home/diary")).adapter
     with pytest.raises(NotPermitted):
         await unwrap(admin, located)
+
+
+async def test_a_key_is_readable_for_who_asked_and_for_nobody_else(admin: Client) -> None:
+    alice = await admin.new_key("home", "alice")
+    await alice.push("home/diary")
+    adapter, mine, others = await handle(alice, "home/diary"), Question(), Question()
+    order = Unwrap(adapter, mine.public_key)
+    answer = await admin.bus.request(subjects.identity("unwrap"), order, DataKey, timeout_s=10)
+    key = mine.open(answer.sealed)
+    assert key == await unwrap(admin, adapter)
+    assert key not in answer.sealed
+    for question, sealed in (
+        (others, answer.sealed), (mine, answer.sealed[:-1]), (mine, b""),
+        (mine, bytes([answer.sealed[0] ^ 1]) + answer.sealed[1:]),
+    ):  # fmt: skip
+        with pytest.raises(KeyNotReadable):
+            question.open(sealed)
+    for wrong in (b"", bytes(32), bytes(33)):
+        order = Unwrap(adapter, wrong)
+        with pytest.raises(InvalidRequest, match="public_key"):
+            await admin.bus.request(subjects.identity("unwrap"), order, DataKey, timeout_s=10)
 
 
 async def test_a_destroyed_key_is_gone_from_the_files_and_never_made_again(tmp_path: Path) -> None:

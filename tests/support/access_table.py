@@ -57,6 +57,7 @@ revoke_key of others    no     no     no     no     no     yes    no      no    
 list_keys               yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     no
 list_keys of a tenant   no     no     no     no     yes    yes    no      no     no     no     no     no
 create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
+erase                   yes    no     no     no     no     yes    404     no     no     yes    no     404
 """
 
 TELLS_WHAT_IS_TAKEN = {("begin_upload", Who.ADMIN), ("commit", Who.ADMIN), ("register", Who.ADMIN)}
@@ -203,6 +204,7 @@ REQUESTS: dict[str, Ask] = {
     "list_keys": _asking(),
     "list_keys of a tenant": _asking(principal="*@home"),
     "create_tenant": _create_tenant,
+    "erase": _asking(adapter="{}"),
 }
 
 

@@ -5,6 +5,7 @@ import hashlib
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
+from octavo_shared.key_transport import answer_to
 from octavo_shared.messages.evaluation import Evaluate, Evaluation, Gates, GetGate, ListEvaluations, SetGate
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
@@ -111,7 +112,7 @@ class FakeIdentity:
 
     async def _answer(self, request: object) -> object:
         if isinstance(request, Unwrap):
-            return DataKey(key_for(request.adapter.adapter_id))
+            return DataKey(answer_to(request.public_key, key_for(request.adapter.adapter_id)))
         credential = request.credential  # type: ignore[attr-defined]
         known = self._keys.get(credential.key_id)
         if known is None or known[0] != credential:

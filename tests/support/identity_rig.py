@@ -27,6 +27,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.key_transport import Question
 from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
@@ -86,9 +87,15 @@ class Client:
 
     async def pack_of(self, adapter: AdapterHandle) -> bytes:
         """Return a pack from object storage, opened as a worker opens it."""
-        answer = await self.bus.request(subjects.identity("unwrap"), Unwrap(adapter), DataKey, timeout_s=15)
         context = pack_context(adapter.tenant_id, adapter.adapter_id, adapter.revision, adapter.base)
-        return bytes(open_sealed(await self.store.read(adapter.object_key), answer.key, context))
+        return bytes(open_sealed(await self.store.read(adapter.object_key), await self.unwrap(adapter), context))
+
+    async def unwrap(self, adapter: AdapterHandle) -> bytes:
+        """Return the data key that a worker would get for the handle."""
+        question = Question()
+        order = Unwrap(adapter, question.public_key)
+        answer = await self.bus.request(subjects.identity("unwrap"), order, DataKey, timeout_s=15)
+        return question.open(answer.sealed)
 
     async def push(self, adapter: str, seed: int = 0, **fields: Any) -> m.AdapterInfo:
         upload_id = await self.stage(adapter, seed)

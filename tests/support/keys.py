@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterErased, DependencyUnavailable
+from octavo_shared.key_transport import answer_to
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
 from octavo_shared.references import AdapterId, TenantId
@@ -43,7 +44,7 @@ class KeyDesk:
             self.num_asked += 1
             if request.adapter.adapter_id in self.erased:
                 raise AdapterErased
-            return DataKey(key_for(request.adapter.adapter_id))
+            return DataKey(answer_to(request.public_key, key_for(request.adapter.adapter_id)))
         after = len(self.erased) if request.after is None else request.after
         return Erasures(tuple(self.erased[after:]), len(self.erased))
 

@@ -182,7 +182,10 @@ QUICK = Cadence(heartbeat_ms=100, lease_timeout_ms=5_000, order_grace_ms=50, dra
 
 @contextlib.asynccontextmanager
 async def running_worker(
-    settings: WorkerSettings, engine: FakeEngine | None = None, cadence: Cadence = QUICK
+    settings: WorkerSettings,
+    engine: FakeEngine | None = None,
+    cadence: Cadence = QUICK,
+    has_key_desk: bool = True,
 ) -> AsyncIterator[Rig]:
     """Run a worker around ``engine`` while the block runs."""
     engine = engine or FakeEngine()
@@ -195,7 +198,8 @@ async def running_worker(
             with contextlib.suppress(Exception):
                 await store.ensure_bucket()
             keys = KeyDesk(other)
-            await keys.start()
+            if has_key_desk:
+                await keys.start()
             worker = Worker(settings, bus, store, engine, TINY_BASE, cadence)
             async with worker.running():
                 yield Rig(worker, engine, store, Caller(other, settings.worker_id), bus, settings, keys)

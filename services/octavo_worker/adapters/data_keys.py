@@ -6,6 +6,7 @@ from collections import OrderedDict
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterErased, AdapterUnavailable, OctavoError
+from octavo_shared.key_transport import KeyNotReadable, Question
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import AdapterId
@@ -53,14 +54,17 @@ class DataKeys:
         self._asked.clear()
 
     async def _ask(self, handle: AdapterHandle) -> bytes:
-        subject = subjects.identity("unwrap")
+        subject, question = subjects.identity("unwrap"), Question()
+        order = Unwrap(handle, question.public_key)
         try:
-            answer = await self._bus.request(subject, Unwrap(handle), DataKey, _UNWRAP_TIMEOUT_S, who="identity")
+            answer = await self._bus.request(subject, order, DataKey, _UNWRAP_TIMEOUT_S, who="identity")
+            return question.open(answer.sealed)
         except AdapterErased:
             raise
         except OctavoError as error:
             raise AdapterUnavailable(f"identity gives no data key for it ({error.code})") from error
-        return answer.key
+        except KeyNotReadable as error:
+            raise AdapterUnavailable("identity's answer holds no data key") from error
 
     def _answered(self, adapter_id: AdapterId, task: asyncio.Task[bytes]) -> None:
         if self._asked.get(adapter_id) is not task:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from octavo_shared.policy import EvictionPolicy
 from octavo_shared.references import AdapterId, Digest
+from octavo_shared.seal import wipe
 
 PackKey = tuple[AdapterId, Digest]
 """The adapter's id is part of it, so that nobody learns that another adapter holds the same bytes."""
@@ -66,6 +67,13 @@ class HostCache:
         self._policy.dropped(key)
         self._forget(key)
         return True
+
+    def erase(self, key: PackKey) -> None:
+        """Drop one pack and overwrite its memory; nobody may be copying from it."""
+        pack = self._packs.get(key)
+        self.drop(key)
+        if isinstance(pack, bytearray):
+            wipe(pack)
 
     def _forget(self, key: PackKey) -> None:
         self._used_bytes -= len(self._packs.pop(key))

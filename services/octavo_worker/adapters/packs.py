@@ -132,6 +132,15 @@ class PackTiers:
         if below is Tier.COLD:
             await self.local.drop(key)
 
+    def keys(self) -> set[PackKey]:
+        """Return the keys of all packs that are here."""
+        return {key for tier in (self.warm, self.local) for key, _ in tier.sizes()} | self._writes.keys()
+
+    async def erase(self, key: PackKey, below: Tier) -> None:
+        """Destroy the copies of a pack above ``below``; no load of it may be under way."""
+        self.warm.erase(key)
+        await self.drop(key, below)
+
     async def settle(self) -> None:
         """Wait for the file writes in the background."""
         if self._writes:

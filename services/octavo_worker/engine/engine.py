@@ -10,6 +10,7 @@ import torch
 from octavo_shared.errors import AdapterRefused, ContextExceeded, InternalError, InvalidRequest, Refusal
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
+from octavo_shared.references import AdapterId
 from octavo_shared.telemetry import log
 from octavo_worker.adapters.pages import Arena, OutOfPages
 from octavo_worker.adapters.placement import Placement
@@ -135,6 +136,11 @@ class Engine:
         is_evicted = self._residents.evict(key)
         self._intake.nudge()
         return is_evicted
+
+    def forget(self, adapter_id: AdapterId) -> None:
+        """Zero the keys and values that were computed with an adapter; no sequence may use it any more."""
+        self._kv.forget(adapter_id)
+        self._intake.nudge()
 
     def residency(self) -> list[tuple[AdapterKey, int, int]]:
         """Return what is resident: key, size in bytes, number of pins."""

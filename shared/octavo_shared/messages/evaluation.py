@@ -12,7 +12,6 @@ RULES_MAX = 16
 EVALUATORS_MAX = 16
 EVALUATIONS_MAX = 200
 """Of one revision in one answer."""
-ENVELOPE_BYTES_MAX = 16 * 1024
 
 
 class Metric(StrEnum):
@@ -78,7 +77,7 @@ class Gate(msgspec.Struct, frozen=True):
 class Evaluate(Write, frozen=True, kw_only=True):
     """Record what a suite's run gave. ``base`` is the base that the answers came from; another one is refused.
 
-    ``envelope`` is the evaluator's signed statement, if there is one. The same finding again is no event.
+    The same finding again is no event.
     """
 
     reference: str
@@ -86,7 +85,6 @@ class Evaluate(Write, frozen=True, kw_only=True):
     suite_digest: Digest
     scores: tuple[Score, ...]
     base: Fingerprint
-    envelope: bytes = b""
 
 
 class ListEvaluations(Request, frozen=True, kw_only=True):

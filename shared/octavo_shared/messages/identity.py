@@ -28,7 +28,7 @@ from octavo_shared.messages.keys import KeyIssued as KeyIssued
 from octavo_shared.messages.keys import RevokeKey as RevokeKey
 from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
-from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
+from octavo_shared.messages.privacy import DataKey, Erase, Erased, Erasures, ErasuresSince, Unwrap
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import AdapterId, Digest, Fingerprint
@@ -260,11 +260,10 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class EvaluationEntry(msgspec.Struct, frozen=True):
-    """``sequence`` is that of its event; ``envelope`` is what was signed."""
+    """``sequence`` is that of its event."""
 
     evaluation: Evaluation
     sequence: int
-    envelope: bytes = b""
 
 
 class EvaluationList(msgspec.Struct, frozen=True):
@@ -328,10 +327,11 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "evaluations": (ListEvaluations, EvaluationList),
     "get_gate": (GetGate, Gates),
     "set_gate": (SetGate, Gates),
+    "erase": (Erase, Erased),
     "unwrap": (Unwrap, DataKey),
     "erasures": (ErasuresSince, Erasures),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
-SLOW_VERBS = frozenset({"commit", "branch", "register"})
-"""Those that move a pack."""
+SLOW_VERBS = frozenset({"commit", "branch", "register", "erase"})
+"""Those that move a pack, or ask all workers."""
