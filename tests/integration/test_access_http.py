@@ -36,6 +36,7 @@ BODIES: dict[str, Any] = {
     "GET /v1/adapters": None,
     f"POST {ADAPTER}/revisions": {"upload_id": "u" * 16},
     "POST /v1/import": {"items": [{"adapter": "{adapter}", "key": "once"}]},
+    f"DELETE {ADAPTER}": None,
     f"GET {ADAPTER}/pack": None,
     f"GET {ADAPTER}/history": None,
     f"GET {ADAPTER}/proof": None,
