@@ -100,3 +100,18 @@ async def test_a_list_holds_what_each_may_see_and_no_more(world: AccessWorld) ->
         adapters = (await world.people[who].client.ask("list", tenant="home")).adapters
         assert len(adapters) == num_seen, who
         assert any(info.grants for info in adapters) == (who is Who.TENANT_AUDITOR)
+
+
+async def test_an_erased_adapter_is_to_everybody_as_if_it_had_never_been(world: AccessWorld) -> None:
+    wrong = []
+    for who in (Who.OWNER, Who.EDITOR, Who.USER, Who.AUDITOR):
+        person = world.people[who]
+        await world.alice.ask("erase", adapter=person.adapter)
+        for row, cells in rows().items():
+            if cells[Who.OTHER] != "404" or row == "erase":
+                # It is not about an adapter; or it is asked again, which repeats the receipt.
+                continue
+            told, absent = [await answer(world, person, row, "erased", name) for name in (person.adapter, NOWHERE[0])]
+            if told != absent:
+                wrong.append(f"{row} for {who}: {told}, and {absent} for what never was")
+    assert not wrong, "\n".join(wrong)
