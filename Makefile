@@ -9,7 +9,7 @@ PEERS_STAMP := .venv-peers/.octavo-setup
 # As a worker is run: its threads sleep soon at a barrier, because they may share their cores.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help setup base demo up test test-unit check bench-engine bench-peers
+.PHONY: help setup base demo up test test-unit check bench-engine bench-sealing bench-peers chaos-registry
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -50,8 +50,14 @@ check: $(STAMP)  ## ruff, mypy strict and the architecture test
 bench-engine: base  ## the engine against its own floors and ceilings; some minutes on an idle machine
 	@$(BIN)/python -m bench.engine
 
+bench-sealing: $(STAMP)  ## what encrypting packs costs a push and a cold load; some seconds
+	@$(BIN)/python -m bench.sealing
+
 bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
 	@$(BIN)/python -m bench.peers
+
+chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; about five minutes
+	@$(BIN)/python -m chaos.registry
 
 $(PEERS_STAMP):
 	@test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 
+from octavo_shared.dsse import Envelope
 from octavo_shared.errors import Fields
 from octavo_shared.messages.generation import Timings
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role, Scope
+from octavo_shared.references import AdapterId
 
 
 class ClientError(Exception):
@@ -22,6 +24,14 @@ class ClientError(Exception):
         self.status = status
 
 
+class Erasure(msgspec.Struct, frozen=True):
+    """The signed receipt of an erasure, and the key that signed it."""
+
+    adapter_id: AdapterId
+    receipt: Envelope
+    public_key: str
+
+
 class NewKey(msgspec.Struct, frozen=True):
     """A fresh key; ``key`` is its text, shown once."""
 
@@ -29,6 +39,10 @@ class NewKey(msgspec.Struct, frozen=True):
     key_id: str
     principal: str
     role: Role
+    scopes: tuple[Scope, ...] = ()
+    adapters: str = ""
+    expires_at_ms: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)

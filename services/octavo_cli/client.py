@@ -15,6 +15,7 @@ from octavo_cli.answers import (
     Answer,
     ClientError,
     Download,
+    Erasure,
     Models,
     NewKey,
     as_client_errors,
@@ -24,16 +25,17 @@ from octavo_cli.answers import (
 )
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.fleet import EvictReport, View
+from octavo_shared.messages.grants import GrantRole
 from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     HistoryEntry,
     HistoryList,
-    KeyIssued,
-    Role,
     TenantCreated,
     UploadBegun,
 )
+from octavo_shared.messages.importing import ImportOutcome, ImportReport
+from octavo_shared.messages.keys import KEYS_PAGE_MAX, KeyInfo, KeyIssued, KeyList, Role, Scope
 from octavo_shared.messages.ledger import AuditPage, RevisionProof
 from octavo_shared.references import parse_reference
 
@@ -69,8 +71,38 @@ class Client:
     def create_tenant(self, tenant: str) -> TenantCreated:
         return self._call("POST", "/v1/tenants", TenantCreated, {"tenant": tenant})
 
-    def create_key(self, tenant: str, user: str, role: Role = Role.USER) -> NewKey:
-        return self._call("POST", f"/v1/tenants/{_part(tenant)}/keys", NewKey, {"user": user, "role": role.value})
+    def create_key(
+        self,
+        tenant: str,
+        user: str,
+        role: Role = Role.USER,
+        *,
+        scopes: Sequence[Scope] = (),
+        adapters: str = "",
+        lifetime_s: int | None = None,
+        label: str = "",
+    ) -> NewKey:
+        body: dict[str, object] = {"user": user, "role": role, "scopes": list(scopes), "adapters": adapters,
+                                   "lifetime_s": lifetime_s, "label": label}  # fmt: skip
+        return self._call("POST", f"/v1/tenants/{_part(tenant)}/keys", NewKey, body)
+
+    def rotate_key(self, key_id: str, overlap_s: int, lifetime_s: int | None = None) -> NewKey:
+        body: dict[str, object] = {"overlap_s": overlap_s, "lifetime_s": lifetime_s}
+        return self._call("POST", f"/v1/keys/{_part(key_id)}/rotate", NewKey, body)
+
+    def keys(self, principal: str = "") -> Iterator[KeyInfo]:
+        """Yield one's own keys, or those of ``principal``, a page at a time."""
+        after = ""
+        while True:
+            query = urlencode({"limit": KEYS_PAGE_MAX, "after": after, "principal": principal})
+            page = self._call("GET", f"/v1/keys?{query}", KeyList)
+            yield from page.keys
+            if not (after := page.next_after):
+                return
+
+    def whoami(self) -> KeyInfo:
+        """Return what the key in use is."""
+        return self._call("GET", "/v1/key", KeyInfo)
 
     def revoke_key(self, key_id: str) -> KeyIssued:
         return self._call("DELETE", f"/v1/keys/{_part(key_id)}", KeyIssued)
@@ -133,16 +165,19 @@ class Client:
             raise InvalidRequest("revision", "must be named by its number")
         return self._call("POST", f"{_path(parsed.name)}/retire", AdapterInfo, {"revision": parsed.number})
 
-    def branch(self, source: str, adapter: str) -> AdapterInfo:
-        return self._call(
-            "POST", f"{_path(adapter)}/branch", AdapterInfo, {"source": source}, timeout_s=_COMMIT_TIMEOUT_S
-        )
+    def erase(self, adapter: str) -> Erasure:
+        """Destroy an adapter for ever."""
+        return self._call("DELETE", _path(adapter), Erasure, timeout_s=_COMMIT_TIMEOUT_S)
+
+    def branch(self, source: str, adapter: str, alias: str | None = "serving") -> AdapterInfo:
+        body: dict[str, object] = {"source": source, "alias": alias}
+        return self._call("POST", f"{_path(adapter)}/branch", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
 
     def tag(self, adapter: str, add: Sequence[str], remove: Sequence[str]) -> AdapterInfo:
         return self._call("POST", f"{_path(adapter)}/tags", AdapterInfo, {"add": list(add), "remove": list(remove)})
 
-    def grant(self, adapter: str, principal: str) -> AdapterInfo:
-        return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal})
+    def grant(self, adapter: str, principal: str, role: GrantRole = GrantRole.USER) -> AdapterInfo:
+        return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal, "role": role})
 
     def revoke(self, adapter: str, principal: str) -> AdapterInfo:
         return self._call("DELETE", f"{_path(adapter)}/grants/{_part(principal)}", AdapterInfo)
@@ -152,6 +187,24 @@ class Client:
 
     def fleet(self) -> View:
         return self._call("GET", "/v1/fleet", View)
+
+    def stage(
+        self, adapter: str, config: Path, weights: Path, progress: Progress = lambda done, total: None
+    ) -> UploadBegun:
+        """Upload two files, to be committed to ``adapter``."""
+        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": adapter})
+        files = ((_CONFIG, config), (_WEIGHTS, weights))
+        sizes_bytes = [path.stat().st_size for _, path in files]
+        total_bytes, before_bytes = sum(sizes_bytes), 0
+        for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
+            self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
+            before_bytes += size_bytes
+        return upload
+
+    def register(self, items: Sequence[dict[str, object]]) -> tuple[ImportOutcome, ...]:
+        """Make staged uploads revisions of their adapters, all at once; see the route ``/v1/import``."""
+        body: dict[str, object] = {"items": list(items)}
+        return self._call("POST", "/v1/import", ImportReport, body, timeout_s=_COMMIT_TIMEOUT_S).outcomes
 
     def push(
         self,
@@ -167,13 +220,7 @@ class Client:
     ) -> AdapterInfo:
         """Upload two files and make them the next revision of ``adapter``, which ``alias`` names; returns its head."""
         name = parse_reference(adapter, "adapter").name
-        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": name})
-        files = ((_CONFIG, config), (_WEIGHTS, weights))
-        sizes_bytes = [path.stat().st_size for _, path in files]
-        total_bytes, before_bytes = sum(sizes_bytes), 0
-        for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
-            self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
-            before_bytes += size_bytes
+        upload = self.stage(name, config, weights, progress)
         body: dict[str, object] = {"upload_id": upload.upload_id, "note": note, "alias": alias}
         body |= {name: value for name, value in (("base", base), ("dtype", dtype)) if value is not None}
         return self._call("POST", f"{_path(name)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)

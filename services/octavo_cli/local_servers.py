@@ -17,12 +17,18 @@ _NATS_PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 class NatsServer:
     """A JetStream server on loopback; ``sync_interval: always``, as the registry wants it.
 
-    ``authorization`` is that block of its configuration; without one, everybody may do everything.
+    ``authorization`` is that block of its configuration; without one, everybody may do everything. ``extra`` is what
+    else its configuration holds. ``name`` is what its process is called.
     """
 
-    def __init__(self, folder: Path, port: int | None = None, authorization: str = "") -> None:
+    def __init__(
+        self, folder: Path, port: int | None = None, authorization: str = "", extra: str = "",
+        name: str = "nats-server",
+    ) -> None:  # fmt: skip
+        self.name = name
         self._folder = folder
         self._authorization = authorization
+        self._extra = extra
         self.port = port or free_port()
         self._monitor_port = free_port()
         self.process: Process | None = None
@@ -39,15 +45,19 @@ class NatsServer:
             f"host: 127.0.0.1\nport: {self.port}\nhttp: 127.0.0.1:{self._monitor_port}\n"
             f"max_payload: {_NATS_PAYLOAD_BYTES_MAX}\n"
             f'jetstream {{ store_dir: "{self._folder / "jetstream"}", sync_interval: always }}\n'
-            f"{self._authorization}"
+            f"{self._authorization}{self._extra}"
         )
         self.process = Process(
-            "nats-server", [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
+            self.name, [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
         )
         await self.process.start()
         await self.process.wait_ready(
             lambda: answers_http("127.0.0.1", self._monitor_port, "/healthz?js-enabled-only=true"), _NATS_READY_S
         )
+
+    async def is_healthy(self) -> bool:
+        """Tell whether the server answers and, in a cluster, has all of its streams up to date."""
+        return await answers_http("127.0.0.1", self._monitor_port, "/healthz")
 
     async def stop(self) -> None:
         if self.process is not None:
@@ -127,7 +137,11 @@ class S3Server:
         ]
         self.process = Process("s3", command, self._folder / "s3.log", os.environ)
         await self.process.start()
-        await self.process.wait_ready(lambda: answers_http("127.0.0.1", self.port, "/healthz"), _S3_READY_S)
+        await self.process.wait_ready(self.is_healthy, _S3_READY_S)
+
+    async def is_healthy(self) -> bool:
+        """Tell whether its S3 side answers."""
+        return await answers_http("127.0.0.1", self.port, "/healthz")
 
     async def stop(self) -> None:
         if self.process is not None:

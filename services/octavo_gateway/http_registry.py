@@ -111,10 +111,13 @@ class RegistryRoutes:
         @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
         async def upload(request: AnyRequest, upload_id: FromPath[str], file_name: FromPath[str]) -> UploadReply:
             """Stage one file of a push; the raw body is streamed."""
-            await self._identity.call(CheckUpload(credential=caller_of(request), upload_id=upload_id), UploadChecked)
+            check = CheckUpload(credential=caller_of(request), upload_id=upload_id)
+            checked = await self._identity.call(check, UploadChecked)
             declared = request.headers.get("content-length", "0")
             declared_bytes = int(declared) if declared.isdecimal() else 0
-            size_bytes = await self._transfers.upload(upload_id, file_name, request.stream(), declared_bytes)
+            size_bytes = await self._transfers.upload(
+                upload_id, file_name, request.stream(), declared_bytes, checked.key
+            )
             return UploadReply(size_bytes)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/revisions", status_code=200)
@@ -175,13 +178,14 @@ class RegistryRoutes:
                 "octavo-base": adapter.base,
                 "octavo-base-name": self._fleet.bases().get(adapter.base, ""),
             }
+            data_key = await self._identity.data_key(adapter)
             holding = contextlib.AsyncExitStack()
-            data = await holding.enter_async_context(self._transfers.pack(adapter))
+            data = await holding.enter_async_context(self._transfers.pack(adapter, data_key))
             return PackResponse(data, headers, holding)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)
         async def grant(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
-            """Let somebody use the adapter."""
+            """Let somebody have a role on the adapter."""
             credential = caller_of(request)
             body = decode_body(await read_body(request), GrantBody)
             order = Grant(
@@ -189,6 +193,7 @@ class RegistryRoutes:
                 idempotency_key=idempotency_key_of(request),
                 adapter=adapter_name(tenant, name),
                 principal=body.principal,
+                role=body.role,
             )
             return await self._identity.call(order, AdapterInfo)
 
@@ -196,7 +201,7 @@ class RegistryRoutes:
         async def revoke(
             request: AnyRequest, tenant: FromPath[str], name: FromPath[str], principal: FromPath[str]
         ) -> AdapterInfo:
-            """Take a grant back."""
+            """Take somebody's role back."""
             order = Revoke(
                 credential=caller_of(request),
                 idempotency_key=idempotency_key_of(request),

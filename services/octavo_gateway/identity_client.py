@@ -6,8 +6,11 @@ import msgspec
 
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
-from octavo_shared.errors import Overloaded
+from octavo_shared.errors import AdapterUnavailable, Overloaded
+from octavo_shared.key_transport import KeyNotReadable, Question
+from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import SLOW_VERBS, VERBS, Credential, Resolution, Resolve
+from octavo_shared.messages.privacy import DataKey, Unwrap
 
 T = TypeVar("T")
 
@@ -31,6 +34,15 @@ class IdentityClient:
     async def resolve(self, credential: Credential, reference: str | None) -> Resolution:
         """Return who holds the key and what ``reference`` names for them; None only checks the key."""
         return await self.call(Resolve(credential=credential, reference=reference), Resolution)
+
+    async def data_key(self, adapter: AdapterHandle) -> bytes:
+        """Return the key that a resolved adapter's packs are sealed under."""
+        question = Question()
+        answer = await self.call(Unwrap(adapter, question.public_key), DataKey)
+        try:
+            return question.open(answer.sealed)
+        except KeyNotReadable as error:
+            raise AdapterUnavailable("identity's answer holds no data key") from error
 
     async def call(self, request: msgspec.Struct, reply: type[T]) -> T:
         """Send ``request`` to the verb of its type. Those that store a pack may take longer."""

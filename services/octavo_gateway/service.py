@@ -12,7 +12,11 @@ from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_erasure import ErasureRoutes
+from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_importing import ImportRoutes
+from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_registry import RegistryRoutes
@@ -60,8 +64,12 @@ class Gateway:
             *GenerationRoutes(self._front, self.admission, identity, self.fleet).handlers(),
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
+            *ImportRoutes(identity, self.fleet).handlers(),
+            *ErasureRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
+            *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
+            *KeyRoutes(identity).handlers(),
         ]
         self._is_stopping = False
         self._app = build_app(routes, self.is_ready)

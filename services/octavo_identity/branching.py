@@ -9,12 +9,12 @@ from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
-from octavo_shared.references import SERVING, Reference, parse_reference
+from octavo_shared.references import Reference, check_name, parse_reference
 
 
 class Branching:
@@ -28,38 +28,44 @@ class Branching:
         """Begin an adapter with a revision of another one: the same digest, and a pack of its own.
 
         Whoever may use the source may pull it and push what came, so using is the right that it takes, beside that to
-        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``.
+        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``, and
+        ``GateRefused`` when the tenant's gate wants an evaluation first, which the source's is not.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         source = parse_reference(request.source, "source")
+        if request.alias is not None:
+            check_name(request.alias, "alias")
         mark = write_mark(key.principal, request.idempotency_key)
         head = await self._desk.head_to_push(key, reference)
         if head is not None:
-            if mark in head.writes:
-                return info(await self._desk.registry.head_of_write(reference, mark), key)
+            if made := await self._desk.registry.repeated(reference, mark):
+                return info(made, key)
             raise NameTaken(reference.name)
-        origin = await self._selected(key, source)
+        origin_head, origin = await self._selected(key, source)
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
         new = self._desk.new_head(reference, key)
-        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        await self._staging.copy_pack(origin.object_key, origin.revision.digest, place)
         revision = msgspec.structs.replace(
             origin.revision, number=1, created_by=key.principal, created_at_ms=wall_ms(),
             parent=origin.revision.digest, note="",
         )  # fmt: skip
+        await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
+        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, revision.base)
+        await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
-            access.check_push(key, reference.tenant, now)
+            access.check_push(key, reference.name, now)
             if now is not None:
                 raise NameTaken(reference.name)
             # Copying takes its time; what was revoked or retired meanwhile is not to be had any more.
             await self._selected(key, chosen)
-            return Change("branched", with_revision(new, stored, SERVING), f"from {chosen}", stored)
+            await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+            return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored)
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 
-    async def _selected(self, key: KeyHead, source: Reference) -> StoredRevision:
+    async def _selected(self, key: KeyHead, source: Reference) -> tuple[AdapterHead, StoredRevision]:
         head = access.check_use(key, await self._desk.registry.head(source))
-        return await self._desk.registry.select(head, source)
+        return head, await self._desk.registry.select(head, source)

@@ -8,12 +8,24 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import AdapterHead, RegistryEvent, parse_object_key
+from octavo_identity.records import (
+    WRITES_IN_HEAD_MAX,
+    AdapterHead,
+    ErasedHead,
+    KeyHead,
+    RegistryEvent,
+    parse_object_key,
+)
 from octavo_identity.search import Search, latest_of
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 4
+_VERSION = 11
+_CACHE_KIB = 64 * 1024
+"""Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
+of a million new rows wants a page of its own."""
+_LOG_PAGES = 16_384
+"""How long the write-ahead log gets before it is written back, 64 MiB: pages that many rows changed go only once."""
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -23,13 +35,19 @@ CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (princi
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
     adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
-    PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+    name TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
+CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS writes (
+    adapter_id TEXT, mark TEXT, sequence INTEGER NOT NULL, PRIMARY KEY (adapter_id, mark)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 PRAGMA user_version = {_VERSION};
 """
+# Rows of revisions lie in the order of their making and their index is small: both stay cheap at millions. A digest is
+# looked for among the revisions of its adapter, the newest first.
 _POSITION = "SELECT created, sequence, begun_ms FROM position"
 # Names come first, from ranges of an index, so that a page costs what it holds and not what its reader may use. Where
 # names do not say what matches, so many of them are looked at and no more.
@@ -54,7 +72,11 @@ _LAST_NAME = "SELECT COUNT(*), MAX(name) FROM page"
 _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ? AND object_key = ?)"
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
+_KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
+_WRITE = "SELECT sequence FROM writes WHERE adapter_id = ? AND mark = ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
+_NAME_OF = "SELECT DISTINCT name FROM revisions WHERE adapter_id = ?"
+_OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
@@ -84,7 +106,10 @@ class Page:
 
 
 class Catalogue:
-    """Adapters, their users and revisions. A file that cannot be used is deleted and begun anew: it can be rebuilt."""
+    """Adapters, their users and revisions, and whose keys there are.
+
+    A file that cannot be used is deleted and begun anew: it can be rebuilt.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -119,13 +144,34 @@ class Catalogue:
         self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()
     ) -> None:
         """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
+        has_erased = False
         with self._writer:
             self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)
+                elif isinstance(event.head, ErasedHead):
+                    has_erased = True
+                    self._erase(event.head)
+                elif isinstance(event.head, KeyHead):
+                    rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
+                    self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
+        if has_erased:
+            # What was deleted is overwritten, but not in the log in front of the file.
+            with self._lock:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def _erase(self, head: ErasedHead) -> None:
+        run = self._writer.execute
+        for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
+            for table in ("adapters", "tags", "users"):
+                run(f"DELETE FROM {table} WHERE name = ?", (name,))
+        for table in ("revisions", "writes", "erasures"):
+            run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
+        if not head.receipt:
+            run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
 
     def _apply(self, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
         run = self._writer.execute
@@ -134,17 +180,20 @@ class Catalogue:
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
-        users = {(who, head.name) for who in (head.owner, *head.grants)}
+        users = {(who, head.name) for who in (head.owner, *head.grants, *head.auditors)}
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
+        if len(head.writes) == WRITES_IN_HEAD_MAX:
+            # The next head forgets the oldest. Most adapters never come to this, and cost nothing here.
+            run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))
         if (stored := event.revision) is not None:
             revision = stored.revision
-            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence)
-            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?)", found)
+            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name)
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?)", found)
 
     def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
         """Return heads of adapters that match, by name, after ``after``.
 
-        For a ``reader`` (principal and tenant) they are those that it or its whole tenant may use, else all.
+        For a ``reader`` (principal and tenant) they are those that it or its whole tenant has a role on, else all.
         """
         num_names = _NAMES_MAX if search.is_narrow else num_max
         principal, tenant = reader or ("", "")
@@ -164,6 +213,11 @@ class Catalogue:
             return Page(heads, heads[-1].name)
         return Page(heads, last_seen if num_seen == num_names else None)
 
+    def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
+        """Return up to ``num_max`` ids of keys of ``principal``, which may be ``*@tenant``, after ``after``."""
+        with self._lock:
+            return [key_id for (key_id,) in self._reader.execute(_KEYS, (principal, after, num_max))]
+
     def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where the revision of this number, or else the newest of this digest, was added."""
         with self._lock:
@@ -171,6 +225,17 @@ class Catalogue:
             found = self._reader.execute(by[0], (adapter_id, by[1])).fetchone()
             (newest,) = self._reader.execute(_NEWEST, (adapter_id,)).fetchone()
         return Hint(found[0] if found else None, newest or 0)
+
+    def open_erasures(self, num_max: int) -> list[tuple[TenantId, AdapterId]]:
+        """Return tenant and id of adapters whose erasure was begun and not finished."""
+        with self._lock:
+            return self._reader.execute(_OPEN_ERASURES, (num_max,)).fetchall()
+
+    def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write, if a later one may have not."""
+        with self._lock:
+            found = self._reader.execute(_WRITE, (adapter_id, mark)).fetchone()
+        return found[0] if found else None
 
     def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that have the form of a pack's and that no known revision names."""
@@ -194,6 +259,10 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer.execute("PRAGMA journal_mode = WAL")
         # A crash of the machine may lose the last events, which are read again; with OFF it may damage the file.
         writer.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted was erased.
+        writer.execute("PRAGMA secure_delete = ON")
+        writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         (num_tables,) = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if num_tables and version != _VERSION:

@@ -3,13 +3,16 @@
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.gatekeeper import Gatekeeper
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead
-from octavo_identity.registry import Make, Registry
+from octavo_identity.registry import Append, Make, Registry
+from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
+from octavo_identity.tickets import Tickets
 from octavo_shared import subjects
 from octavo_shared.errors import AdapterNotFound, InvalidRequest
 from octavo_shared.messages.identity import AdapterInfo, Credential, Role
@@ -21,11 +24,17 @@ _IDEMPOTENCY_KEY_LENGTH_MAX = 256
 class Desk:
     """The parts that every verb works with. Holds no state of its own."""
 
-    def __init__(self, heads: HeadStore, ids: Ids, projection: Projection) -> None:
+    def __init__(self, heads: HeadStore, ids: Ids, projection: Projection, append: Append | None = None) -> None:
         self.heads = heads
         self.ids = ids
         self.projection = projection
-        self.registry = Registry(heads, ids, projection)
+        self.registry = Registry(heads, ids, projection, append=append)
+        self.gatekeeper = Gatekeeper(heads, ids)
+        self.tickets = Tickets(ids.ticket_key())
+
+    def appending_with(self, append: Append) -> "Desk":
+        """Return a desk like this one whose changes of adapters are appended with ``append``."""
+        return Desk(self.heads, self.ids, self.projection, append)
 
     async def authenticate(self, credential: Credential) -> KeyHead:
         """Return who asks; raises ``Unauthenticated``."""
@@ -43,21 +52,23 @@ class Desk:
     async def head_to_push(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
         """Return the head of an adapter that ``key`` may push to, None for one that it may begin."""
         head = await self.registry.head(reference)
-        access.check_push(key, reference.tenant, head)
+        access.check_push(key, reference.name, head)
         if key.role is Role.ADMIN and not await self.has_tenant(reference.tenant):
             raise AdapterNotFound
         return head
 
     def new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
-        """Return the head of an adapter that ``key`` begins, without a revision yet."""
-        adapter_id = self.ids.adapter(reference.tenant, reference.adapter)
+        """Return the head of an adapter that ``key`` begins, without a revision yet. The name was just read."""
+        adapter_id = self.registry.places.adapter_id(reference)
         return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
 
     async def change(self, reference: Reference, key: KeyHead, write: str, make: Make) -> AdapterHead:
         """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it."""
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
             raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
-        head, sequence = await self.registry.change(reference, key.principal, write, make)
+        head, sequence = await self.registry.change(
+            reference, key.principal, write, make, lambda now: access.check_see(key, now)
+        )
         self.projection.expect(sequence)
         return head
 
@@ -71,12 +82,13 @@ def adapter_reference(text: str) -> Reference:
 
 
 def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
-    """Return a head as ``key`` may see it: who else may use it is the owner's business alone."""
+    """Return a head as ``key`` may see it: who else may use it is for its owner and its auditors."""
     newest = max(head.revisions, key=lambda stored: stored.revision.number)
-    grants = head.grants if key.principal == head.owner else ()
+    found = rights(key, head)
     # An admin, who sees a whole tenant, need not be one to whom the pusher's words were addressed.
-    latest = newest.revision if access.may_use(key, head) else msgspec.structs.replace(newest.revision, note="")
+    latest = newest.revision if Right.SEE in found else msgspec.structs.replace(newest.revision, note="")
+    roles = (head.grants, head.editors, head.auditors) if Right.SEE | Right.AUDIT in found else ((), (), ())
     return AdapterInfo(
-        head.name, head.adapter_id, head.owner, head.aliases, latest, grants, head.num_revisions,
-        state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired,
+        head.name, head.adapter_id, head.owner, head.aliases, latest, roles[0], head.num_revisions,
+        state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired, roles[1], roles[2],
     )  # fmt: skip

@@ -95,6 +95,18 @@ class Ids:
         """Return the seed of the key that signs checkpoints, where no other is configured."""
         return bytes.fromhex(self._mac("ledger key"))
 
+    def ticket_key(self) -> bytes:
+        """Return the key of the tickets that data keys are handed out for."""
+        return bytes.fromhex(self._mac("ticket key"))
+
+    def receipt_seed(self) -> bytes:
+        """Return the seed of the key that signs receipts of erasures."""
+        return bytes.fromhex(self._mac("receipt key"))
+
+    def tenant_key_root(self) -> bytes:
+        """Return what tenant keys are derived from, where no other is configured."""
+        return bytes.fromhex(self._mac("tenant key root"))
+
     def upload(self, principal: str, adapter: str, at_ms: int) -> str:
         """Return a fresh upload id that only ``principal`` can stage, and commit to ``adapter``; it is not stored.
 

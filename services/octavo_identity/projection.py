@@ -1,6 +1,7 @@
 """A rebuildable view of the registry for listing, sweeping, finding and proving; it never decides who may do what."""
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from octavo_identity.catalogue import Catalogue, Hint, Page, Position
+from octavo_identity.copying import COPIED_MAX
 from octavo_identity.heads import HeadStore, event_of
 from octavo_identity.records import KeyHead
 from octavo_identity.search import Search
@@ -16,17 +18,22 @@ from octavo_identity.stream import StreamState
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
 _POLL_S = 0.25
 _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
-_BATCH_EVENTS = 128
+_NEAR_EVENTS = 4_096
+"""So many are read within seconds."""
+_BATCH_EVENTS = 4 * COPIED_MAX
+"""Applied in one transaction: of pages that many of them change, each is written once."""
 _GROWN_TOGETHER = 4_096
 """Some milliseconds of hashing, between which the loop does other things."""
-_REPORT_EVERY = 100 * _BATCH_EVENTS
+_REPORT_EVERY = 16 * _BATCH_EVENTS
 _VIEW = "the view of the registry"
+_ERASURES_MAX = 100
 
 T = TypeVar("T")
 
@@ -48,6 +55,7 @@ class Projection:
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="projection-read")
         self.is_caught_up = False
         self._is_damaged = False
+        self._is_followed = False
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
@@ -68,6 +76,13 @@ class Projection:
 
     async def follow(self, heads: HeadStore) -> None:
         """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
+        self._is_followed = True
+        try:
+            await self._follow(heads)
+        finally:
+            self._is_followed = False
+
+    async def _follow(self, heads: HeadStore) -> None:
         while True:
             is_behind = False
             try:
@@ -96,12 +111,12 @@ class Projection:
         last, first = state.last_sequence, self.sequence + 1
         until = min(last, self.sequence + _BATCH_EVENTS)
         if until >= first:
-            stored = await heads.read_range(first, until)
-            events = [(event_of(one), one.sequence) for one in stored]
-            leaves = [(one.sequence, one.leaf_hash()) for one in stored]
+            stored: list[LedgerEvent] = []
+            for begin in range(first, until + 1, COPIED_MAX):
+                stored += await heads.copy_range(begin, min(begin + COPIED_MAX - 1, until))
             position = Position(state.created, until, self._position.begun_ms)
-            await self._write(lambda: self._catalogue.apply(events, position, leaves))
-            for _, leaf in leaves:
+            leaves = await self._write(partial(self._apply, stored, position))
+            for leaf in leaves:
                 self.tree.append(leaf)
             self._position = position
         if until < last and until % _REPORT_EVERY < _BATCH_EVENTS:
@@ -110,6 +125,17 @@ class Projection:
         async with self._advanced:
             self._advanced.notify_all()
         return until < last
+
+    def _apply(self, stored: list[LedgerEvent], position: Position) -> list[bytes]:
+        """Take over what is in the stream, and return the leaf hashes; runs on the thread that writes."""
+        leaves = [(one.sequence, one.leaf_hash()) for one in stored]
+        events = []
+        for one in stored:
+            # A damaged event tells nothing. It has a leaf all the same, from which the ledger sees the damage.
+            with contextlib.suppress(DependencyUnavailable):
+                events.append((event_of(one), one.sequence))
+        self._catalogue.apply(events, position, leaves)
+        return [leaf for _, leaf in leaves]
 
     async def _begin_again(self, state: StreamState, reason: str) -> None:
         begun_ms = self._position.begun_ms
@@ -143,8 +169,8 @@ class Projection:
         await self._write(lambda: self._catalogue.begin_again(position))
         self._position = position
 
-    async def _write(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writing, work)
+    async def _write(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, work)
 
     async def _read(self, work: Callable[[], T]) -> T:
         try:
@@ -186,12 +212,44 @@ class Projection:
         reader = (key.principal, key.tenant) if key is not None else None
         return await self._read(lambda: self._catalogue.find(search, reader, after, num_max))
 
+    async def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
+        """Return ids of keys of ``principal`` (``*@tenant``: of all of the tenant) after ``after``, in order."""
+        return await self._read(lambda: self._catalogue.find_keys(principal, after, num_max))
+
     async def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where a revision should be found in the stream; whoever uses it looks there."""
         try:
             return await self._read(lambda: self._catalogue.find_revision(adapter_id, number, digest))
         except DependencyUnavailable:
             return Hint(None, 0)
+
+    async def open_erasures(self) -> list[tuple[TenantId, AdapterId]]:
+        """Return tenant and id of some adapters whose erasure was begun and, as far as is known here, not finished."""
+        return await self._read(lambda: self._catalogue.open_erasures(_ERASURES_MAX))
+
+    async def reach(self, sequence: int) -> bool:
+        """Wait until all up to ``sequence`` is in the view; tells whether it is, at once where it is far from it.
+
+        Raises ``DependencyUnavailable`` when it is near, and still not there after a second.
+        """
+        if self.sequence >= sequence:
+            return True
+        if not self._is_followed or sequence - self.sequence > _NEAR_EVENTS:
+            return False
+        self._nudge.set()
+        try:
+            async with asyncio.timeout(_CATCH_UP_S), self._advanced:
+                await self._advanced.wait_for(lambda: self.sequence >= sequence)
+        except TimeoutError:
+            raise DependencyUnavailable(_VIEW) from None
+        return True
+
+    async def find_write(self, adapter_id: AdapterId, mark: str) -> int | None:
+        """Return the sequence of the last event whose head remembered the write; whoever uses it looks there."""
+        try:
+            return await self._read(lambda: self._catalogue.find_write(adapter_id, mark))
+        except DependencyUnavailable:
+            return None
 
     async def unnamed_packs(self, object_keys: Iterable[str]) -> list[str]:
         """Return those of ``object_keys`` that are packs which no revision seen so far names."""

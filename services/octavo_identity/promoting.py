@@ -5,6 +5,7 @@ import msgspec
 from octavo_identity import access
 from octavo_identity.aliases import moved, moved_back, without
 from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.gating import RELEASED_BY, was_released
 from octavo_identity.records import AdapterHead
 from octavo_identity.registry import Change
 from octavo_identity.states import is_retired, with_retired
@@ -17,7 +18,10 @@ _REVISION_NUMBER_MAX = 999_999_999
 
 
 class Promoting:
-    """One method per verb, of the same name. All are for the adapter's owner, and idempotent by key."""
+    """One method per verb, of the same name, idempotent by key.
+
+    All are for the owner and editors, but for ``retire``, which has no way back and is the owner's.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -26,7 +30,7 @@ class Promoting:
     async def promote(self, request: messages.Promote) -> AdapterInfo:
         """Let an alias name a revision; the next request that is resolved gets it.
 
-        Raises ``AliasMoved`` when the alias does not name what was expected, and ``RevisionRetired``.
+        Raises ``AliasMoved`` when the alias does not name what was expected, ``RevisionRetired`` and ``GateRefused``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
@@ -37,11 +41,13 @@ class Promoting:
             raise InvalidRequest("share", f"is a percentage from 0 to 100 that only '{CANARY}' has")
 
         async def move(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             before = owned.aliases.get(alias)
             if request.expected is not None and request.expected != (before or 0):
                 raise AliasMoved(alias, expected=request.expected, actual=before or 0)
             target = await self._registry.select(owned, reference)
+            percent = owned.canary_percent if request.share_percent is None else request.share_percent
+            await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             new = moved(owned, alias, target)
             detail = f"{alias}: {before} -> {target.revision.number}"
             if request.share_percent is not None:
@@ -55,6 +61,7 @@ class Promoting:
         """Move an alias to the named revision, or back to the latest one it named before that is not retired.
 
         What it named is remembered for some moves. Before those, it is what was served when the revision was pushed.
+        What was served before comes back at once; only a named revision that never was has to pass the gate.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -63,10 +70,15 @@ class Promoting:
             _check_number(request.number)
 
         async def move(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             # What to go back to depends on the head that is replaced, not on one that was read before.
             number = await self._number_before(owned, reference, alias) if request.number is None else request.number
             target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
+            # A canary's trail may hold what was only ever tried, by fewer people than would get it now.
+            is_back = was_released(owned, number) or (request.number is None and alias in RELEASED_BY)
+            if not is_back:
+                percent = owned.canary_percent
+                await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             detail = f"{alias}: {owned.aliases.get(alias)} -> {number}"
             return Change("alias_moved", moved_back(owned, alias, target), detail)
 
@@ -91,7 +103,7 @@ class Promoting:
             raise InvalidRequest("alias", f"must be another one: '{SERVING}' moves and is never removed")
 
         async def remove(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             if alias not in owned.aliases:
                 raise AdapterNotFound
             return Change("alias_removed", without(owned, alias), f"{alias}: {owned.aliases[alias]} -> None")

@@ -1,53 +1,93 @@
 """Verbs of a push: begin an upload, commit it as the adapter's next revision."""
 
+import copy
 import secrets
+from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
 from octavo_identity import access
 from octavo_identity.aliases import with_revision
+from octavo_identity.building import Built
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Built, Staging
+from octavo_identity.staging import PackPlace, Staging
+from octavo_identity.states import is_retired
+from octavo_identity.tags import check_tags, with_tags
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
-from octavo_shared.references import SERVING, Reference, check_name
+from octavo_shared.references import SERVING, Digest, Reference, check_name
 
 UPLOAD_AGE_MS_MAX = 45 * 60_000
 _COMMIT_ATTEMPTS_MAX = 16
 _NOTE_LENGTH_MAX = 1_024
 
 
+@dataclass(frozen=True)
+class Committed:
+    """The head that a commit made, or had made before, for ``key``; ``same`` is a revision that was there already."""
+
+    head: AdapterHead
+    key: KeyHead
+    same: messages.Revision | None = None
+    is_new: bool = False
+
+    @property
+    def revision(self) -> messages.Revision:
+        """What was committed is there as this one."""
+        return self.same or max((one.revision for one in self.head.revisions), key=lambda revision: revision.number)
+
+
 class Pushing:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk, staging: Staging, upload_bytes_max: int) -> None:
+    def __init__(self, desk: Desk, staging: Staging, keys: DataKeys, upload_bytes_max: int) -> None:
         self._desk = desk
         self._staging = staging
+        self._keys = keys
         self._upload_bytes_max = upload_bytes_max
 
     async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
         """Name a staging place that only this principal can commit, to this adapter, for a while."""
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        await self._desk.head_to_push(key, reference)
+        head = await self._desk.head_to_push(key, reference) or self._desk.new_head(reference, key)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
+        await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
         return messages.UploadBegun(upload_id, self._upload_bytes_max)
 
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
-        """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
+        """Say that an upload is the caller's and young enough to stage bytes for, and what seals them. Reads only."""
         key = await self._desk.authenticate(request.credential)
+        access.check_stage(key)
         self._check_upload(request.upload_id, key, None)
-        return messages.UploadChecked(request.upload_id)
+        data_key = await self._keys.read_for_upload(request.upload_id)
+        if data_key is None:
+            raise InvalidRequest("upload_id", "names an upload that was committed or swept")
+        return messages.UploadChecked(request.upload_id, data_key)
+
+    def through(self, desk: Desk) -> Self:
+        """Return the same that works with another desk."""
+        other = copy.copy(self)
+        other._desk = desk
+        return other
 
     async def commit(self, request: messages.Commit) -> AdapterInfo:
+        """Make what was staged the next revision; see ``commit_once``."""
+        committed = await self.commit_once(request)
+        return info(committed.head, committed.key)
+
+    async def commit_once(self, request: messages.Commit) -> Committed:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
-        upload is not there, not the caller's or too old, and ``RevisionConflict`` when too many others push.
+        upload is not there, not the caller's or too old, ``GateRefused`` when the alias is behind a gate, which a new
+        revision cannot have passed yet, and ``RevisionConflict`` when too many others push.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -57,24 +97,30 @@ class Pushing:
             raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
         if request.alias is not None:
             check_name(request.alias, "alias")
+        check_tags(request.tags)
         mark = write_mark(key.principal, request.idempotency_key)
-        if head is not None and mark in head.writes:
-            return info(await self._desk.registry.head_of_write(reference, mark), key)
+        if head is not None and (made := await self._desk.registry.repeated(reference, mark)):
+            return Committed(made, key)
+        await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
         for _ in range(_COMMIT_ATTEMPTS_MAX):
+            if request.is_import and head is not None and (same := _of_digest(head, built.digest)) is not None:
+                await self._staging.discard(request.upload_id)
+                return Committed(head, key, same)
             number = (head.num_revisions if head else 0) + 1
-            adapter_id = self._desk.ids.adapter(reference.tenant, reference.adapter)
-            place = object_key(adapter_id, number, request.upload_id, nonce)
-            await self._staging.store_pack(place, built.pack)
+            owner = head or self._desk.new_head(reference, key)
+            place = object_key(owner.adapter_id, number, request.upload_id, nonce)
+            pack_place = PackPlace(place, owner.tenant_id, owner.adapter_id, number, built.header.base)
+            await self._staging.store_pack(pack_place, built.pack)
             try:
                 head = await self._add(request, key, reference, built, number, place)
             except _Overtaken as overtaken:
                 head = overtaken.head
                 continue
             await self._staging.discard(request.upload_id)
-            return info(head, key)
+            return Committed(head, key, is_new=True)
         raise RevisionConflict
 
     async def _add(
@@ -87,8 +133,10 @@ class Pushing:
         )  # fmt: skip
 
         async def add(now: AdapterHead | None) -> Change:
-            access.check_push(key, reference.tenant, now)
-            if (now.num_revisions if now else 0) + 1 != number:
+            access.check_push(key, reference.name, now)
+            own = now or self._desk.new_head(reference, key)
+            if own.num_revisions + 1 != number or not place.startswith(f"packs/{own.adapter_id}/"):
+                # Somebody pushed meanwhile, or erased the adapter.
                 raise _Overtaken(now)
             parent = _served(now)
             stored = StoredRevision(
@@ -96,10 +144,17 @@ class Pushing:
                 place,
                 parent.revision.number if parent else None,
             )
-            new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
-            return Change("revision_added", new, request.note, stored)
+            await self._check_gate(reference, now, stored.revision, request.alias)
+            new = with_revision(own, stored, request.alias)
+            return Change("revision_added", with_tags(new, request.tags), request.note, stored)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
+
+    async def _check_gate(
+        self, reference: Reference, head: AdapterHead | None, revision: messages.Revision, alias: str | None
+    ) -> None:
+        percent = head.canary_percent if head else 0
+        await self._desk.gatekeeper.check(reference, head, revision, alias, percent)
 
     def _check_upload(self, upload_id: str, key: KeyHead, reference: Reference | None) -> None:
         adapter = reference.name if reference else None
@@ -117,6 +172,19 @@ class _Overtaken(Exception):
     def __init__(self, head: AdapterHead | None) -> None:
         super().__init__()
         self.head = head
+
+
+def _unbuilt(head: AdapterHead | None, request: messages.Commit) -> messages.Revision:
+    """Return what a gate needs to know of the next revision before it is made: nobody has evaluated it."""
+    number = head.num_revisions + 1 if head else 1
+    return messages.Revision(number, Digest(""), request.served_base, 0, 0, 0, "", "", 0)
+
+
+def _of_digest(head: AdapterHead, digest: Digest) -> messages.Revision | None:
+    """Return the newest revision of ``digest`` that the head remembers and that is not retired."""
+    found = [stored.revision for stored in head.revisions if stored.revision.digest == digest]
+    kept = [revision for revision in found if not is_retired(head, revision.number)]
+    return max(kept, key=lambda revision: revision.number, default=None)
 
 
 def _served(head: AdapterHead | None) -> StoredRevision | None:

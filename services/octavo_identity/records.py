@@ -7,10 +7,13 @@ import re
 
 import msgspec
 
-from octavo_shared.messages.identity import Revision, Role
+from octavo_shared.messages.evaluation import Evaluation, Gate
+from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.references import AdapterId, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
+EVALUATIONS_IN_HEAD_MAX = 32
 WRITES_IN_HEAD_MAX = 32
 
 _OBJECT_KEY = re.compile(r"packs/([0-9a-f]{32})/([1-9][0-9]{0,8})\.[0-9a-f.]+\Z")
@@ -22,18 +25,34 @@ class DeploymentHead(msgspec.Struct, frozen=True, tag="deployment"):
     secret_mark: bytes
 
 
-class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
+class TenantHead(msgspec.Struct, frozen=True, tag="tenant", omit_defaults=True):
+    """``writes`` as in ``AdapterHead``."""
+
     tenant_id: TenantId
     tenant: str
+    gate: Gate | None = None
+    writes: tuple[str, ...] = ()
 
 
 class KeyHead(msgspec.Struct, frozen=True, tag="key"):
+    """No ``scopes``: all of them; no ``adapters``: all; ``expires_at_ms`` 0: never; ``issued_at_ms`` 0: not known.
+
+    ``issuer`` is the id of the key that made this one, ``successor`` that of the one it was rotated to.
+    """
+
     key_id: str
     secret_sha256: bytes
     principal: str
     tenant: str
     role: Role
     is_revoked: bool = False
+    scopes: tuple[Scope, ...] = ()
+    adapters: str = ""
+    label: str = ""
+    issued_at_ms: int = 0
+    expires_at_ms: int = 0
+    issuer: str = ""
+    successor: str = ""
 
 
 class StoredRevision(msgspec.Struct, frozen=True):
@@ -44,12 +63,19 @@ class StoredRevision(msgspec.Struct, frozen=True):
     parent_number: int | None = None
 
 
-class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
+class AdapterHead(msgspec.Struct, frozen=True, tag="adapter", omit_defaults=True):
     """``revisions`` holds the newest ones and all that an alias names; older ones are found in the ledger.
 
     ``writes`` are marks of the latest idempotency keys, the newest last: the broker's own de-duplication forgets
     after minutes. ``retired`` are ranges of numbers, so the head knows what may not be served of revisions that it has
     forgotten. ``trails`` are the numbers that each alias named before, the latest last.
+
+    ``grants`` are those who may use the adapter, ``editors`` those of them who may change it, ``auditors`` those who
+    see its history. So a reader of heads who knows only ``grants`` lets nobody do more than they may.
+
+    ``evaluations`` are the newest ones that a gate may ask for, the newest last; of all that there ever were,
+    ``num_evaluations``, the ledger has the rest. ``evaluated`` and ``released`` are ranges of numbers: those that have
+    been evaluated, and those that an alias behind the gate has named.
     """
 
     adapter_id: AdapterId
@@ -65,12 +91,36 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     canary_percent: int = 0
     retired: tuple[tuple[int, int], ...] = ()
     trails: dict[str, tuple[int, ...]] = {}
+    editors: tuple[str, ...] = ()
+    auditors: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    num_evaluations: int = 0
+    evaluated: tuple[tuple[int, int], ...] = ()
+    released: tuple[tuple[int, int], ...] = ()
+    gate: Gate | None = None
 
 
-Head = DeploymentHead | TenantHead | KeyHead | AdapterHead
+class ErasedHead(msgspec.Struct, frozen=True, tag="erased"):
+    """What is left of an adapter: an id that no name can be told from.
+
+    ``next_incarnation`` goes into the id of whatever gets the name next. ``owner_mark`` lets its owner ask for the
+    receipt again; ``write`` is the mark of the request that erased it. ``receipt`` is empty until all that was to be
+    destroyed is destroyed.
+    """
+
+    adapter_id: AdapterId
+    tenant_id: TenantId
+    next_incarnation: int
+    owner_mark: str
+    write: str
+    begun_at_ms: int
+    receipt: bytes = b""
 
 
-class RegistryEvent(msgspec.Struct, frozen=True):
+Head = DeploymentHead | TenantHead | KeyHead | AdapterHead | ErasedHead
+
+
+class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. ``previous_sequence`` links to the event before it on the same subject (0: the first).
 
     ``statement``, ``signature`` and ``sealed`` are the places of the provenance envelope, the registry's signature
@@ -87,6 +137,7 @@ class RegistryEvent(msgspec.Struct, frozen=True):
     statement: bytes = b""
     signature: bytes = b""
     sealed: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 def object_key(adapter_id: AdapterId, number: int, upload_id: str, nonce: str) -> str:

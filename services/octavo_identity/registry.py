@@ -8,12 +8,15 @@ import msgspec
 
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
+from octavo_identity.places import Places
 from octavo_identity.projection import Projection
 from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, RegistryEvent, StoredRevision
+from octavo_identity.repeats import Repeats, adapter_head
 from octavo_identity.states import is_retired
-from octavo_shared import subjects
+from octavo_identity.stream import AlreadyAppended
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
+from octavo_shared.messages.evaluation import Evaluation
 from octavo_shared.references import SERVING, AdapterId, Reference
 from octavo_shared.telemetry import log
 
@@ -31,66 +34,87 @@ class Change:
     head: AdapterHead
     detail: str = ""
     revision: StoredRevision | None = None
+    statement: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
+
+Append = Callable[[str, RegistryEvent, str], Awaitable[int]]
+"""Does what ``HeadStore.append`` does."""
+
+Check = Callable[[AdapterHead], object]
+"""Raises when the caller may not have what is of this adapter."""
 
 
 class Registry:
     """Reads and changes adapter heads. Names come in; only derived ids reach subjects."""
 
     def __init__(
-        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX
-    ) -> None:
+        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX,
+        append: Append | None = None,
+    ) -> None:  # fmt: skip
         self._heads = heads
-        self._ids = ids
+        self.places = Places(heads, ids)
+        self._append = append or heads.append
         self._projection = projection
+        self._repeats = Repeats(heads, projection)
         self._ledger_walk_max = ledger_walk_max
-
-    def _subject(self, tenant: str, adapter: str) -> str:
-        tenant_id = self._ids.tenant(tenant)
-        return subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, self._ids.adapter(tenant, adapter))
 
     async def head(self, reference: Reference) -> AdapterHead | None:
         """Return the adapter's head as the leader has it."""
-        found = await self._heads.read(self._subject(reference.tenant, reference.adapter))
-        return _adapter_head(found[0]) if found else None
+        found = await self.places.read(reference)
+        return adapter_head(found[0]) if found else None
 
-    async def change(self, reference: Reference, actor: str, write: str, make: Make) -> tuple[AdapterHead, int]:
+    async def change(
+        self, reference: Reference, actor: str, write: str, make: Make, check_repeat: Check = lambda head: None
+    ) -> tuple[AdapterHead, int]:
         """Append what ``make`` makes of the current head; returns the new head and its sequence.
 
         ``make`` checks permission and raises; it is called again when another writer was first, a bounded number
         of times. A ``write`` (idempotency key) that the head remembers changes nothing and returns the head that it
-        made then. One that had nothing to change left no event, so no head remembers it.
+        made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since; so it
+        is with one that the head has forgotten (see ``Repeats``). One that had nothing to change left no event, so
+        nothing remembers it.
         """
         mark = write_mark(actor, write)
-        subject = self._subject(reference.tenant, reference.adapter)
         for _ in range(_ATTEMPTS_MAX):
-            found = await self._heads.read(subject)
-            head, sequence = (_adapter_head(found[0]), found[1]) if found else (None, 0)
-            if head is not None and mark in head.writes:
-                return await self.head_of_write(reference, mark), sequence
+            found = await self.places.read(reference)
+            subject = self.places.subject(reference)
+            head, sequence = (adapter_head(found[0]), found[1]) if found else (None, 0)
+            if found and head is not None and (made := await self._repeats.head_of(found[0], mark)):
+                check_repeat(head)
+                return made, sequence
             change = await make(head)
             if change is None:
                 assert head is not None, "only what is there can be as wanted"
                 return head, sequence
+            if change.head.adapter_id != self.places.adapter_id(reference):
+                # It was made for an adapter that was erased meanwhile.
+                raise RevisionConflict
             writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
             new = msgspec.structs.replace(change.head, writes=writes)
-            event = RegistryEvent(change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision)
+            event = RegistryEvent(
+                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision,
+                statement=change.statement, evaluation=change.evaluation,
+            )  # fmt: skip
             try:
-                return new, await self._heads.append(subject, event)
+                return new, await self._append(subject, event, mark)
+            except AlreadyAppended as repeated:
+                made_before = await self._heads.read_at(repeated.sequence)
+                if made_before is None:
+                    raise DependencyUnavailable("a part of the registry stream") from None
+                check_repeat(head if head is not None else adapter_head(made_before))
+                return adapter_head(made_before), repeated.sequence
             except RevisionConflict:
                 continue
         raise RevisionConflict
 
-    async def head_of_write(self, reference: Reference, mark: str) -> AdapterHead:
-        """Return the head that the write with ``mark`` made, which the current head remembers."""
-        async for event, _ in self.ledger(reference, WRITES_IN_HEAD_MAX):
-            head = _adapter_head(event)
-            if head.writes[-1] == mark:
-                return head
-        raise RevisionConflict
+    async def repeated(self, reference: Reference, mark: str) -> AdapterHead | None:
+        """Return the head that the write with ``mark`` made before, or None if there was none."""
+        found = await self.places.read(reference)
+        return await self._repeats.head_of(found[0], mark) if found else None
 
     async def select(self, head: AdapterHead, reference: Reference) -> StoredRevision:
         """Return the revision that ``reference`` names and that may be served.
@@ -144,8 +168,8 @@ class Registry:
         raise AdapterNotFound
 
     def ledger(self, reference: Reference, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:
-        """Yield the adapter's events with their sequences, newest first."""
-        return walk(self._heads, self._subject(reference.tenant, reference.adapter), num_max)
+        """Yield the events, with their sequences, of the adapter that was last read by that name, newest first."""
+        return walk(self._heads, self.places.subject(reference), num_max)
 
 
 async def walk(heads: HeadStore, subject: str, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:
@@ -172,8 +196,3 @@ def write_mark(actor: str, write: str) -> str:
 def _revision_of(event: RegistryEvent, adapter_id: AdapterId) -> StoredRevision | None:
     is_of_it = isinstance(event.head, AdapterHead) and event.head.adapter_id == adapter_id
     return event.revision if is_of_it else None
-
-
-def _adapter_head(event: RegistryEvent) -> AdapterHead:
-    assert isinstance(event.head, AdapterHead), "a subject of an adapter holds adapter heads only"
-    return event.head

@@ -8,10 +8,18 @@ from opentelemetry.trace import SpanKind
 
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.erasing import Erasing
+from octavo_identity.evaluating import Evaluating
+from octavo_identity.fleet import Fleet, Heard
+from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.importing import Importing
+from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
@@ -22,8 +30,9 @@ from octavo_identity.settings import IdentitySettings
 from octavo_identity.staging import Staging
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
+from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
-from octavo_shared import subjects
+from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus, Handler
 from octavo_shared.checkpoint import Signer
 from octavo_shared.credentials import read_credentials
@@ -47,8 +56,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
     key_file = settings.ledger_key_file
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
+    root_file = settings.tenant_key_file
+    provider = FileKeyProvider(
+        read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root()
+    )
     store = ObjectStore(settings)
-    staging = Staging(store)
+    staging: Staging | None = None
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
@@ -64,24 +77,37 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
                 checkpoints = Checkpoints(bus, settings.num_replicas)
                 await _retry(checkpoints.ensure_stream)
+                keys = DataKeys(bus, settings.num_replicas, provider)
+                await _retry(keys.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 desk = Desk(heads, ids, projection)
-                pushing = Pushing(desk, staging, settings.upload_bytes_max)
+                staging = Staging(store, keys)
+                pushing = Pushing(desk, staging, keys, settings.upload_bytes_max)
+                fleet = Fleet()
+                await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
+                erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
                     Verbs(desk),
                     pushing,
+                    Importing(desk, pushing),
                     Promoting(desk),
                     Branching(desk, staging),
                     Tenancy(desk),
                     Proving(desk, ledger),
+                    Keyring(desk),
+                    Evaluating(desk),
+                    GateVerbs(desk),
+                    Unwrapping(keys, desk.tickets),
+                    erasing,
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
                     asyncio.create_task(ledger.run(), name="ledger"),
-                    asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
+                    asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
+                    asyncio.create_task(erasing.run(), name="erasing"),
                 ]
                 for verb, (kind, _) in VERBS.items():
                     handler = _bounded(verb, handlers[verb])
@@ -91,35 +117,17 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     finally:
         if projection is not None:
             projection.close()
-        staging.close()
+        if staging is not None:
+            staging.close()
         store.close()
 
 
-def _handlers(
-    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy, proving: Proving
-) -> dict[str, Handler]:
-    return {
-        "resolve": verbs.resolve,
-        "locate": verbs.locate,
-        "create_tenant": tenancy.create_tenant,
-        "issue_key": tenancy.issue_key,
-        "revoke_key": tenancy.revoke_key,
-        "begin_upload": pushing.begin_upload,
-        "check_upload": pushing.check_upload,
-        "commit": pushing.commit,
-        "rollback": promoting.rollback,
-        "promote": promoting.promote,
-        "unalias": promoting.unalias,
-        "retire": promoting.retire,
-        "branch": branching.branch,
-        "tag": verbs.tag,
-        "grant": verbs.grant,
-        "revoke": verbs.revoke,
-        "list": verbs.list,
-        "history": verbs.history,
-        "prove": proving.prove,
-        "audit": proving.audit,
-    }
+def _handlers(*nouns: object) -> dict[str, Handler]:
+    """Return the handler of each verb: the one method of that name."""
+    found: dict[str, Handler] = {}
+    for verb in VERBS:
+        (found[verb],) = (getattr(noun, verb) for noun in nouns if hasattr(noun, verb))
+    return found
 
 
 def _bounded(verb: str, handler: Handler) -> Handler:

@@ -1,21 +1,35 @@
 """One JetStream stream, read from its leader and written by compare-and-set."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from nats.errors import Error as NatsError
-from nats.js.api import StreamConfig
-from nats.js.errors import APIError, NotFoundError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import RawStreamMsg, StreamConfig
+from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
 from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.telemetry import log
 
-_EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+_MESSAGE_ID = "Nats-Msg-Id"
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The second one when the other write is still on its way to the replicas."""
 _NO_MESSAGE_FOUND = 10037
+_OTHER_CONFIGURATION = 10058
+_NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
+_ASK_S = 1.0
+"""A read that is not answered is sent again: whoever was to answer may be gone, and another one lead since."""
+_PAUSE_S = 0.1
+SHORTER_S = 15.0
+"""For longer than this no leader shows less than there is: an isolated one notices within some 10 s that it is."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,14 @@ class StreamState:
     created: str
     created_s: float
     last_sequence: int
+
+
+class AlreadyAppended(Exception):
+    """The stream took a message of the same id a while ago, at ``sequence``; nothing was appended."""
+
+    def __init__(self, sequence: int) -> None:
+        super().__init__(sequence)
+        self.sequence = sequence
 
 
 class Stream:
@@ -37,19 +59,36 @@ class Stream:
         self._bus = bus
         self._name = name
         self._jetstream = bus.client.jetstream(timeout=_TIMEOUT_S)
+        self._asking = bus.client.jetstream(timeout=_ASK_S)
+        self._longest: StreamState | None = None
+        self._shorter_since_s: float | None = None
 
     async def ensure(self, config: StreamConfig) -> None:
-        """Make the stream if it is not there."""
+        """Make the stream if it is not there; one that was made otherwise stays as it is."""
         try:
             await self._jetstream.add_stream(config)
+        except APIError as error:
+            if error.err_code != _OTHER_CONFIGURATION:
+                raise DependencyUnavailable("JetStream") from error
+            # Only its operator may change it. Nothing here needs what newer ones have; it goes faster with it.
+            log.warning("stream_differs", stream=self._name, detail="its configuration is not what would be made now")
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
 
     async def get(self, *, sequence: int | None = None, subject: str | None = None) -> LedgerEvent | None:
         """Return the message at ``sequence``, or the last one on ``subject``, which may hold wildcards."""
-        self._check_connected()
+        return await self._get(sequence, subject, is_next=False)
+
+    async def get_next(self, first: int, subject: str) -> LedgerEvent | None:
+        """Return the first message on ``subject``, which may hold wildcards, at sequence ``first`` or behind it."""
+        return await self._get(first, subject, is_next=True)
+
+    async def _get(self, sequence: int | None, subject: str | None, *, is_next: bool) -> LedgerEvent | None:
+        def read() -> Awaitable[RawStreamMsg]:
+            return self._asking.get_msg(self._name, seq=sequence, subject=subject, next=is_next)
+
         try:
-            message = await self._jetstream.get_msg(self._name, seq=sequence, subject=subject)
+            message = await self._ask(read)
         except NotFoundError as error:
             # The whole stream may be what is not found.
             if error.err_code == _NO_MESSAGE_FOUND:
@@ -66,34 +105,75 @@ class Stream:
         return await asyncio.gather(*(self.get(sequence=sequence) for sequence in range(first, last + 1)))
 
     async def state(self) -> StreamState:
-        """Return what the leader says of the stream."""
-        self._check_connected()
+        """Return what the leader says of the stream.
+
+        One that says less than was seen here before does not know yet that it leads no more, or not yet all that it
+        leads. Only if this stays so has the stream become shorter, as when an older state of it was restored.
+        """
         try:
-            info = await self._jetstream.stream_info(self._name)
+            info = await self._ask(lambda: self._asking.stream_info(self._name))
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
         if info.created is None:
             raise DependencyUnavailable("JetStream")
-        return StreamState(str(info.created), info.created.timestamp(), int(info.state.last_seq))
+        state = StreamState(str(info.created), info.created.timestamp(), int(info.state.last_seq))
+        self._check_is_current(state)
+        return state
 
-    async def append(self, subject: str, data: bytes, previous_sequence: int) -> int:
+    def _check_is_current(self, state: StreamState) -> None:
+        now_s = asyncio.get_running_loop().time()
+        longest = self._longest
+        if longest is not None and state.created == longest.created and state.last_sequence < longest.last_sequence:
+            self._shorter_since_s = now_s if self._shorter_since_s is None else self._shorter_since_s
+            if now_s - self._shorter_since_s < SHORTER_S:
+                raise DependencyUnavailable("a leader of JetStream that is up to date")
+        self._longest, self._shorter_since_s = state, None
+
+    async def _ask(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``read`` returns, asking again for a while where nobody answers."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _TIMEOUT_S
+        while True:
+            self._check_connected()
+            try:
+                return await read()
+            except (NatsTimeout, ServiceUnavailableError):
+                if loop.time() + _PAUSE_S >= deadline_s:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def append(self, subject: str, data: bytes, previous_sequence: int, message_id: str = "") -> int:
         """Append ``data`` if the last message on ``subject`` still is ``previous_sequence``; returns its sequence.
 
-        Raises ``RevisionConflict`` when somebody else was first, and ``DependencyUnavailable`` when it is unknown
-        whether it was stored.
+        Raises ``RevisionConflict`` when somebody else was first, ``DependencyUnavailable`` when it is unknown whether
+        it was stored, and ``AlreadyAppended`` when one of the same ``message_id`` was stored in the last minutes.
         """
         self._check_connected()
+        headers = {EXPECTED_SEQUENCE: str(previous_sequence)}
+        if message_id:
+            headers[_MESSAGE_ID] = message_id
         try:
-            ack = await self._jetstream.publish(
-                subject, data, headers={_EXPECTED_SEQUENCE: str(previous_sequence)}, stream=self._name
-            )
+            ack = await self._jetstream.publish(subject, data, headers=headers, stream=self._name)
         except APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
+            if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict from error
             raise DependencyUnavailable("JetStream") from error
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
+        if ack.duplicate:
+            raise AlreadyAppended(ack.seq)
         return ack.seq
+
+    async def delete(self, sequence: int) -> None:
+        """Delete the message at ``sequence``, whose bytes the server overwrites; one that is not there is fine."""
+        self._check_connected()
+        try:
+            await self._jetstream.delete_msg(self._name, sequence)
+        except APIError as error:
+            if error.err_code != _NO_SUCH_SEQUENCE:
+                raise DependencyUnavailable("JetStream") from error
+        except (NatsError, OSError) as error:
+            raise DependencyUnavailable("JetStream") from error
 
     def _check_connected(self) -> None:
         # The client would buffer the request and send it when nobody waits any more.

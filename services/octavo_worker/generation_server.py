@@ -25,7 +25,7 @@ from octavo_shared.errors import (
     WorkerLost,
 )
 from octavo_shared.messages.generation import Busy, Cancel, Failed, Generate, GenerationEvent, Lease, Tier, TokenChunk
-from octavo_shared.references import Fingerprint, WorkerId
+from octavo_shared.references import AdapterId, Fingerprint, WorkerId
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
 from octavo_worker.adapters.loader import Loaded, Loader
@@ -199,8 +199,17 @@ class GenerationServer:
         for request in list(self._open.values()):
             await self._fail(request, WorkerLost(request.generate.attempt + 1))
 
+    async def end_requests(self, error: OctavoError, adapter_id: AdapterId | None = None) -> int:
+        """End the open attempts with an adapter (None: with any) with ``error``; returns how many there were."""
+        ending = [r for r in self._open.values() if r.key is not None and adapter_id in (None, r.key[0])]
+        for request in ending:
+            await self._fail(request, error)
+        return len(ending)
+
     def _accept(self, request: OpenRequest) -> None:
         key, adapter = request.key, request.generate.adapter
+        if key is not None:
+            self._loader.check_not_erased(key[0])
         # Pinned before it is submitted: from here on it is in use, though it may still have to be loaded.
         if key is not None:
             self._loader.pin(key)

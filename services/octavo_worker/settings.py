@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from octavo_shared.config import ConfigError, StoreSettings
+from octavo_shared.messages.privacy import LEASE_MS
 from octavo_worker.engine.scheduler import NUM_STEP_TOKENS_MAX
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
@@ -53,3 +54,7 @@ class Cadence(msgspec.Struct, frozen=True):
     order_grace_ms: float = 50.0
     """How long the residency manager is given to order a load before the worker begins it by itself."""
     drain_ms: float = 10_000.0
+    erasures_ms: float = 10_000.0
+    """Between two questions to identity what was erased."""
+    key_lease_ms: float = LEASE_MS - 30_000.0
+    """A little less than others count on: what was opened must be gone by then, not begin to go."""

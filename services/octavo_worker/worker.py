@@ -17,6 +17,7 @@ from octavo_shared.references import WorkerId
 from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
+from octavo_worker.adapters.data_keys import DataKeys
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache
 from octavo_worker.adapters.loader import Device, Loader
@@ -24,6 +25,7 @@ from octavo_worker.adapters.pack_threads import pack_threads
 from octavo_worker.adapters.packs import PackTiers
 from octavo_worker.engine.engine import EngineLoad
 from octavo_worker.engine_thread import EngineThread, Steps
+from octavo_worker.erasing import Eraser
 from octavo_worker.generation_server import GenerationServer, Generator
 from octavo_worker.heartbeat import Heartbeats
 from octavo_worker.orders import Orders
@@ -48,6 +50,7 @@ class _Parts:
     warm: HostCache
     server: GenerationServer
     orders: Orders
+    eraser: Eraser
     heartbeats: Heartbeats
     thread: EngineThread
     io_threads: ThreadPoolExecutor
@@ -99,9 +102,11 @@ class Worker:
                     heartbeats=parts.heartbeats.run(),
                     leases=parts.server.watch_leases(),
                     failure=self._watch_failure(),
+                    erasures=parts.eraser.watch(),
                 )
             )
             await parts.orders.subscribe(self._bus, self._worker_id)
+            await parts.eraser.subscribe()
             await parts.server.subscribe()
             self.is_ready = await parts.heartbeats.send()
             log.info("worker_ready", worker_id=self._worker_id, base=self._manifest.fingerprint)
@@ -120,10 +125,10 @@ class Worker:
         io_threads = pack_threads(_IO_THREADS_MAX)
         warm = HostCache(settings.warm_bytes)
         local = DiskCache(Path(settings.cache_dir), settings.local_bytes, io_threads)
-        load = self._engine.load()
+        load, keys = self._engine.load(), DataKeys(self._bus)
         loader = Loader(
             self._engine,
-            PackTiers(warm, local, store, base, io_threads),
+            PackTiers(warm, local, store, keys, base, io_threads),
             base,
             int(load.num_pages * load.page_bytes * settings.resident_share),
             io_threads,
@@ -141,7 +146,10 @@ class Worker:
         heartbeats = Heartbeats(self._bus, self._observe, loader.placed, self._cadence.heartbeat_ms)
         loader.on_change = heartbeats.changed
         server.on_change = heartbeats.changed
-        return _Parts(loader, local, warm, server, Orders(loader), heartbeats, EngineThread(self._engine), io_threads)
+        eraser = Eraser(self._bus, self._worker_id, loader, server, keys, self._cadence)
+        return _Parts(
+            loader, local, warm, server, Orders(loader), eraser, heartbeats, EngineThread(self._engine), io_threads
+        )
 
     def _observe(self) -> Heartbeat:
         parts, load = self._parts, self._engine.load()

@@ -26,6 +26,10 @@ from octavo_shared.telemetry import extract_context, inject_context, log
 _ERROR_HEADER = "octavo-error"
 _HANDLERS_MAX = 256
 _PENDING_BYTES_MAX = 64 * 1024 * 1024
+_PING_INTERVAL_S = 2
+_PINGS_MAX = 2
+"""A server that is suspended or cut off keeps its connections: it is left for another one after 6 s without an answer.
+A client whose own loop stalls loses nothing by this, as it reads the answers before it counts the next ping."""
 
 T = TypeVar("T")
 Handler = Callable[[Any], Awaitable[Any]]
@@ -39,7 +43,14 @@ class _Client(Client):
 
     There, such a message ends the read loop without a reconnect: two bytes from anybody who may publish would make a
     service deaf until its pings time out.
+
+    A server that takes a connection and says nothing is given up without closing it there; here it is closed.
     """
+
+    async def _connect_to_server(self, server: Any) -> None:
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(server)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
@@ -56,6 +67,7 @@ class Bus:
     nats-py awaits a subscription's callback one message at a time, so each message is handed to a task;
     a bounded number runs per subscription, and further messages wait in the client's bounded buffer.
 
+    ``url`` may be several, separated by commas: servers of one cluster, of which any will do.
     Without ``credentials`` it connects as nobody, which only an open server lets in.
     """
 
@@ -82,13 +94,13 @@ class Bus:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self.client.connect(
-                    self._url,
+                    self._url.split(","),
                     name=self._name,
                     # Also the first connection is tried again, until the time-out above; later ones forever.
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
-                    ping_interval=10,
-                    max_outstanding_pings=2,
+                    ping_interval=_PING_INTERVAL_S,
+                    max_outstanding_pings=_PINGS_MAX,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_disconnected,
                     reconnected_cb=self._on_reconnected,

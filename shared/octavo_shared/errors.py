@@ -10,9 +10,11 @@ OctavoError
 ├── RevisionConflict          409  somebody else moved the head first
 ├── AliasMoved                409  the alias does not name the revision that the writer expected
 ├── RevisionInUse             409  an alias names the revision that was to be retired
+├── GateRefused               409  the gate does not let the revision be served
 ├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
 ├── RevisionRetired           410  the revision is there and will never be served again
+├── AdapterErased             410  the adapter was erased while this was on its way
 ├── BodyTooLarge              413  a JSON body of more bytes than the limit
 ├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
@@ -134,11 +136,28 @@ class RevisionInUse(OctavoError):
                          number=number, alias=alias)  # fmt: skip
 
 
+class GateRefused(OctavoError):
+    """``detail`` says what is wrong with each rule that does not hold; the other fields are those of the first one."""
+
+    code, http_status = "gate_refused", 409
+
+    def __init__(self, alias: str, number: int, detail: str, **rule: str | int | float) -> None:
+        super().__init__(f"'{alias}' may not name revision {number}: {detail}",
+                         alias=alias, number=number, detail=detail, **rule)  # fmt: skip
+
+
 class RevisionRetired(OctavoError):
     code, http_status = "revision_retired", 410
 
     def __init__(self, number: int) -> None:
         super().__init__(f"revision {number} is retired", number=number)
+
+
+class AdapterErased(OctavoError):
+    code, http_status = "adapter_erased", 410
+
+    def __init__(self) -> None:
+        super().__init__("the adapter was erased; nothing of it is left")
 
 
 class NameTaken(OctavoError):

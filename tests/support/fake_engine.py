@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from octavo_shared.errors import Overloaded
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
+from octavo_shared.references import AdapterId
 from octavo_worker.adapters.host_cache import PackKey
 from octavo_worker.adapters.pages import OutOfPages
 from octavo_worker.engine.engine import EngineLoad
@@ -49,6 +50,7 @@ class FakeEngine:
         self._sequences: dict[str, _Sequence] = {}
         self._resident: dict[PackKey, int] = {}
         self.num_installs = 0
+        self.forgotten: list[AdapterId] = []
         self.raises: Exception | None = None
         self.before_evict: Callable[[], object] = lambda: None
 
@@ -82,6 +84,9 @@ class FakeEngine:
                 return False
             self._resident.pop(key, None)
             return True
+
+    def forget(self, adapter_id: AdapterId) -> None:
+        self.forgotten.append(adapter_id)
 
     def residency(self) -> list[tuple[PackKey, int, int]]:
         with self._news:

@@ -5,6 +5,8 @@ import hashlib
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
+from octavo_shared.key_transport import answer_to
+from octavo_shared.messages.evaluation import Evaluate, Evaluation, Gates, GetGate, ListEvaluations, SetGate
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import (
@@ -17,13 +19,17 @@ from octavo_shared.messages.identity import (
     Commit,
     CreateTenant,
     Credential,
+    EvaluationList,
     Grant,
     History,
     HistoryEntry,
     HistoryList,
     IssueKey,
+    KeyInfo,
     KeyIssued,
+    KeyList,
     ListAdapters,
+    ListKeys,
     Locate,
     Promote,
     Resolution,
@@ -34,14 +40,19 @@ from octavo_shared.messages.identity import (
     RevokeKey,
     Role,
     Rollback,
+    RotateKey,
     Tag,
     TenantCreated,
     Unalias,
     UploadBegun,
     UploadChecked,
+    Whoami,
 )
+from octavo_shared.messages.keys import Scope
+from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE
+from support.keys import key_for
 
 UPLOAD_ID = "u" * 16
 """The one upload that every begin of one gives out."""
@@ -56,6 +67,8 @@ class FakeIdentity:
         self._adapters: dict[str, tuple[AdapterHandle, set[str]]] = {}
         self.writes: list[object] = []
         self.lists: list[ListAdapters] = []
+        self.shown_digest: Digest | None = None
+        """What it shows instead of the digest of the revision that it resolves."""
 
     async def start(self) -> None:
         for verb, (request, _) in VERBS.items():
@@ -85,11 +98,21 @@ class FakeIdentity:
     def _info(self, name: str) -> AdapterInfo:
         handle = self._adapters[name][0] if name in self._adapters else self.add_adapter(name, set())
         revision = Revision(
-            handle.revision, handle.digest, handle.base, 4, 8, 1, "F32", "alice@alice", 1_700_000_000_000
+            handle.revision,
+            self.shown_digest or handle.digest,
+            handle.base,
+            4,
+            8,
+            1,
+            "F32",
+            "alice@alice",
+            1_700_000_000_000,
         )
         return AdapterInfo(name, handle.adapter_id, "alice@alice", {"serving": 3}, revision)
 
     async def _answer(self, request: object) -> object:
+        if isinstance(request, Unwrap):
+            return DataKey(answer_to(request.public_key, key_for(request.adapter.adapter_id)))
         credential = request.credential  # type: ignore[attr-defined]
         known = self._keys.get(credential.key_id)
         if known is None or known[0] != credential:
@@ -119,12 +142,18 @@ class FakeIdentity:
             case CheckUpload(upload_id=upload_id):
                 if upload_id != UPLOAD_ID:
                     raise InvalidRequest("upload_id", "was not issued to this principal")
-                return UploadChecked(upload_id)
+                return UploadChecked(upload_id, key_for(upload_id))
             case CreateTenant(tenant=name):
                 return TenantCreated(name)
             case IssueKey():
                 self.writes.append(request)
                 return KeyIssued(request.key_id, f"{request.user}@{request.tenant}", request.role)
+            case RotateKey():
+                self.writes.append(request)
+                return KeyIssued(request.new_key_id, principal, role)
+            case Whoami() | ListKeys():
+                own = KeyInfo(credential.key_id, principal, role, tuple(Scope), "", "", False, False, 1, 0, "", "")
+                return own if isinstance(request, Whoami) else KeyList((own,))
             case RevokeKey():
                 return KeyIssued(request.key_id, principal, role)
             case Commit() | Rollback() | Grant() | Revoke() | Unalias() | Retire() | Branch() | Tag():
@@ -133,6 +162,18 @@ class FakeIdentity:
             case Promote(reference=reference):
                 self.writes.append(request)
                 return self._info(parse_reference(reference).name)
+            case Evaluate(reference=reference, suite=suite, suite_digest=digest, scores=scores, base=base):
+                self.writes.append(request)
+                of = self._info(parse_reference(reference).name).latest
+                return Evaluation(of.number, of.digest, base, suite, digest, scores, principal, 1)
+            case ListEvaluations(reference=reference):
+                info = self._info(parse_reference(reference).name)
+                return EvaluationList(info.name, info.latest, info.state, ())
+            case GetGate(target=target):
+                return Gates(target)
+            case SetGate(target=target, gate=gate):
+                self.writes.append(request)
+                return Gates(target, adapter=gate)
         raise AssertionError(f"no answer for {type(request).__name__}")
 
 

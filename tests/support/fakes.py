@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
@@ -130,6 +131,20 @@ class Exchange:
             )
         )
 
+    async def scored(self, logprobs: list[float]) -> None:
+        """Say how likely the prompt's tokens are, but for the first."""
+        await self.started()
+        await self.send(
+            Finished(
+                self.generate.request_id,
+                self.generate.attempt,
+                FinishReason.LENGTH,
+                num_prompt_tokens=len(self.generate.prompt),
+                num_completion_tokens=0,
+                prompt_logprobs=struct.pack(f"<{len(logprobs)}f", *logprobs),
+            )
+        )
+
     async def answer(self, tokens: list[int]) -> None:
         """Serve the whole answer, token by token, after what an earlier attempt has delivered."""
         tokens = tokens[: self.generate.sampling.max_tokens]
@@ -151,8 +166,10 @@ class FakeWorker:
         self.worker_id = WorkerId(worker_id)
         self.script = script
         self.placed = placed
+        self.base = BASE
         self.state = WorkerState.READY
         self.epoch = 1
+        self.base = BASE
         self.num_running = 0
         self.context_tokens = 0
         self.received: list[Generate] = []
@@ -186,7 +203,7 @@ class FakeWorker:
             epoch=self.epoch,
             sequence=self._sequence,
             state=self.state,
-            base=BASE,
+            base=self.base,
             base_name=BASE_NAME,
             num_running=self.num_running,
             num_waiting=0,

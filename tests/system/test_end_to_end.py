@@ -13,11 +13,12 @@ import openai
 import pytest
 
 from octavo_cli.answers import ClientError
+from octavo_shared.messages.privacy import RECEIPT_TYPE
 from octavo_shared.permissions import BusRole, inbox_prefix
 from octavo_shared.safetensors_form import RawTensor, read_tensors, write_tensors
 from octavo_shared.subjects import GENERATE
 from support.adapters import raw
-from support.live import CHAT, QUESTION, Live, Stream, adapter_config, adapter_tensors, bearer, body
+from support.live import CHAT, QUESTION, Live, Stream, adapter_config, adapter_tensors, bearer, body, make_person
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -223,6 +224,27 @@ async def test_bob_can_not_push_into_alices_tenant(live: Live) -> None:
     assert refused.value.status in (403, 404)
     answer = await live.ask(live.alice.adapter, live.alice.key)
     assert answer.headers["octavo-digest"] == live.alice.digest
+
+
+async def test_an_erased_adapter_is_gone_by_command_and_its_stream_ends_by_name(live: Live, tmp_path: Path) -> None:
+    carol = await asyncio.to_thread(make_person, live.fleet, "carol", tmp_path / "carol", 77)
+    stream = Stream()
+    reading = asyncio.create_task(live.read(stream, carol.adapter, carol.key, 400))
+    await asyncio.wait_for(stream.began.wait(), 60)
+    receipt = tmp_path / "receipt.json"
+    said = await _octavo(live, carol.key, "erase", carol.adapter, "--yes", "--receipt", str(receipt))
+    workers = [worker.worker_id for worker in (await live.view()).workers]
+    assert f"hold nothing of it any more: {', '.join(workers)}" in said
+    assert "did not answer" not in said
+    await asyncio.wait_for(reading, 60)
+    assert stream.error is not None
+    assert stream.error["code"] == "adapter_erased"
+    assert json.loads(receipt.read_text())["payloadType"] == RECEIPT_TYPE
+    assert (await live.ask(carol.adapter, carol.key)).status_code == 404
+    assert await _octavo(live, carol.key, "erase", carol.adapter, "--yes") == said
+    pushed = await live.command(carol.key, lambda client: client.push(carol.adapter, *_files(carol.folder)))
+    assert pushed.num_revisions == 1
+    assert (await live.ask(carol.adapter, carol.key)).headers["octavo-digest"] == carol.digest
 
 
 async def test_an_overloaded_gateway_says_when_to_come_back(live: Live) -> None:

@@ -39,8 +39,8 @@ def test_the_longest_known_beginning_is_found_and_stays_while_it_is_used() -> No
     arena = Arena(1, 6, torch.float32)
     cache, chain = PrefixCache(arena), chain_of(list(range(12)))
     pages = arena.alloc(3, PageUse.KV)
-    assert [cache.keep(digest, page) for digest, page in zip(chain, pages, strict=True)] == pages
-    assert cache.keep(chain[0], 5) == pages[0], "it is known already"
+    assert [cache.keep(digest, page, None) for digest, page in zip(chain, pages, strict=True)] == pages
+    assert cache.keep(chain[0], 5, None) == pages[0], "it is known already"
     cache.release(chain[:1])
     assert cache.num_found([*chain[:2], b"unknown", chain[2]]) == [1, 2, 0, 1]
     assert cache.attach([*chain[:2], b"unknown"]) is None, "all or none"
@@ -77,7 +77,7 @@ def test_no_page_is_lost_or_reclaimed_in_use(seed: int) -> None:
             fresh = arena.alloc(missing, PageUse.KV)
             shared = len(pages)
             for digest, page in zip(chain[shared:], fresh, strict=True):
-                pages.append(cache.keep(digest, page))
+                pages.append(cache.keep(digest, page, None))
                 if pages[-1] != page:
                     # Its own copy; whoever was first is found from now on.
                     arena.free([page], PageUse.KV)

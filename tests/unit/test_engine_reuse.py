@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo_shared.references import AdapterId
 from octavo_worker.adapters.pages import Arena, PageUse
 from octavo_worker.engine.engine import Engine, EngineLimits
 from octavo_worker.model.base import BaseModel
@@ -68,6 +69,25 @@ def test_nothing_is_reused_across_tenants_adapters_or_revisions(base: BaseModel)
     fresh = _engine(base, 128)
     key = install(fresh, tiny_pack(base.manifest, 2), "diary")
     assert answers.tokens["new"] == run(fresh, ask("x", PROMPT, 8, key=key)).tokens["x"] != answers.tokens["old"]
+
+
+def test_what_an_adapter_computed_is_zeroed_when_it_is_forgotten(base: BaseModel) -> None:
+    arena = Arena(base.kv_shape.page_elements, 128, base.dtype)
+    engine = Engine(base, arena, LIMITS)
+    first, other = (install(engine, tiny_pack(base.manifest, n), name) for n, name in ((1, "diary"), (2, "poems")))
+    answers = run(engine, ask("a", PROMPT, 20, key=first), ask("b", PROMPT, 20, key=other), ask("base", PROMPT, 20))
+    assert engine.evict(first)
+    engine.forget(AdapterId("diary"))
+    engine.check_integrity()
+    pages = arena.memory.view(arena.num_pages, -1)
+    assert not pages[arena._free].any(), "keys, values and rows of it lie in free pages"
+    # Its neighbours keep what they had, and it is computed anew if it ever comes back.
+    run(engine, ask("b2", PROMPT, 20, key=other), ask("base2", PROMPT, 20), answers=answers)
+    again = install(engine, tiny_pack(base.manifest, 1), "diary")
+    run(engine, ask("a2", PROMPT, 20, key=again), answers=answers)
+    reused = {name: answers.finished[name].num_reused_tokens for name in ("a2", "b2", "base2")}
+    assert reused == {"a2": 0, "b2": NUM_REUSED, "base2": NUM_REUSED}
+    assert answers.tokens["a2"] == answers.tokens["a"]
 
 
 def test_two_that_compute_the_same_at_the_same_time_share_one_copy(base: BaseModel) -> None:

@@ -6,7 +6,8 @@ for its turn at a bounded resource: threads, S3 reads, packs held in memory at o
 
 import asyncio
 import contextlib
-from collections import Counter
+import functools
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,12 +16,19 @@ from typing import Protocol, TypeVar
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from octavo_shared.clock import now_ms
-from octavo_shared.errors import AdapterRefused, AdapterUnavailable, BaseMismatch, OctavoError, Overloaded
+from octavo_shared.errors import (
+    AdapterErased,
+    AdapterRefused,
+    AdapterUnavailable,
+    BaseMismatch,
+    OctavoError,
+    Overloaded,
+)
 from octavo_shared.messages.fleet import OrderDone, Placed
 from octavo_shared.messages.generation import AdapterHandle, Tier, Timings
 from octavo_shared.pack import PackHeader
 from octavo_shared.policy import EvictionPolicy
-from octavo_shared.references import Fingerprint
+from octavo_shared.references import AdapterId, Fingerprint
 from octavo_shared.telemetry import log, tracer
 from octavo_worker import metrics
 from octavo_worker.adapters.host_cache import PackKey
@@ -31,6 +39,8 @@ _FLIGHTS_MAX = 1_024
 _INSTALLS_MAX = 16
 """Packs that are in memory on their way to the device at once; the rest of the flights wait before reading."""
 _ROOM_TIMEOUT_S = 20.0
+_LET_GO_S = 0.5
+_ERASED_KEPT_MAX = 65_536
 
 _NO_TIME = Timings()
 
@@ -45,6 +55,8 @@ class Device(Protocol):
     def evict(self, key: PackKey) -> bool: ...
 
     def residency(self) -> Sequence[tuple[PackKey, int, int]]: ...
+
+    def forget(self, adapter_id: AdapterId) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ class Loader:
         self._installing_bytes = 0
         self._install_slots = asyncio.Semaphore(_INSTALLS_MAX)
         self._room = asyncio.Event()
+        self._erased: OrderedDict[AdapterId, None] = OrderedDict()
         self.on_change: Callable[[], None] = lambda: None
 
     @property
@@ -118,9 +131,10 @@ class Loader:
     async def load(self, handle: AdapterHandle, target: Tier = Tier.RESIDENT) -> Loaded:
         """Bring the pack of ``handle`` up to ``target`` and say where it was; single flight per pack.
 
-        Idempotent. Raises ``BaseMismatch``, ``AdapterUnavailable`` or ``Overloaded``, the same to everybody who
-        waits for the same flight.
+        Idempotent. Raises ``BaseMismatch``, ``AdapterErased``, ``AdapterUnavailable`` or ``Overloaded``, the same to
+        everybody who waits for the same flight.
         """
+        self.check_not_erased(handle.adapter_id)
         if handle.base != self._base:
             raise BaseMismatch(adapter_base=handle.base, served_base=self._base)
         key = (handle.adapter_id, handle.digest)
@@ -159,6 +173,51 @@ class Loader:
         self.on_change()
         log.info("adapter_evicted", to=tier.value, now=self.find(key).value)
         return OrderDone(_reaches(tier, self.find(key)), self.find(key))
+
+    def check_not_erased(self, adapter_id: AdapterId) -> None:
+        """Raise ``AdapterErased`` when that is known here."""
+        if adapter_id in self._erased:
+            raise AdapterErased
+
+    def refuse(self, adapter_id: AdapterId) -> None:
+        """Take an adapter in no more; whoever waits for a load of it gets ``AdapterErased``."""
+        self._erased[adapter_id] = None
+        if len(self._erased) > _ERASED_KEPT_MAX:
+            self._erased.popitem(last=False)
+
+    async def erase(self, adapter_id: AdapterId) -> None:
+        """Destroy every copy of an adapter that was refused here; waits until its last request lets go. Idempotent."""
+        await self._purge({key for key in self._all_keys() if key[0] == adapter_id}, Tier.COLD)
+        # Pages of keys and values may outlive rows that were evicted long ago.
+        await self._on_thread(lambda: self._device.forget(adapter_id))
+        self.room_changed()
+
+    async def erase_memory(self) -> None:
+        """Destroy every copy above the disk, of all adapters; waits until the last request lets go."""
+        keys = self._all_keys()
+        await self._purge(keys, Tier.LOCAL)
+        for adapter_id in {adapter_id for adapter_id, _ in keys}:
+            await self._on_thread(functools.partial(self._device.forget, adapter_id))
+
+    def _all_keys(self) -> set[PackKey]:
+        return {*self._flights, *self._resident, *self._leaving, *self._packs.keys()}
+
+    async def _purge(self, keys: set[PackKey], tier: Tier) -> None:
+        for key in keys:
+            while (flight := self._flights.get(key)) is not None:
+                await asyncio.wait([flight.task])
+            while True:
+                room = self._room
+                await self._left(key)
+                if key not in self._resident or await self._leave(key):
+                    break
+                # A sequence holds it for a step more.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LET_GO_S):
+                        await room.wait()
+            self._policy.dropped(key)
+            await self._packs.erase(key, tier)
+        self.on_change()
 
     def placed(self) -> dict[PackKey, Placed]:
         """Return the nearest copy of everything that is here, with its pins."""
@@ -207,6 +266,7 @@ class Loader:
             try:
                 async with self._install_slots:
                     found = await self._packs.fetch(handle)
+                    self.check_not_erased(handle.adapter_id)
                     copy_ms = await self._install(key, found) if target is Tier.RESIDENT else 0.0
             except OctavoError as error:
                 metrics.LOAD_FAILURES.labels(error.code).inc()

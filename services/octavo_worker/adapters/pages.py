@@ -9,6 +9,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+_SCRUBBED_TOGETHER = 64
+
 
 class OutOfPages(Exception):
     """Fewer pages are free than asked for. Whoever asked decides what to evict or to put off."""
@@ -84,12 +86,29 @@ class Arena:
                 raise OutOfPages(num_pages, room)
 
     def free(self, pages: Sequence[int], use: PageUse) -> None:
-        """Give back ``pages`` that were taken for ``use``. Pages of adapters are zeroed before anyone gets them."""
+        """Give back ``pages`` that were taken for ``use``. Pages of adapters are zeroed before anyone gets them.
+
+        Those of keys and values keep what they held until they are used again, or ``scrub`` is called.
+        """
         if use is PageUse.ADAPTER:
             self._zero(pages)
         with self._lock:
             self._label(pages, use, PageUse.FREE)
             self._free.extend(reversed(pages))
+
+    def scrub(self) -> None:
+        """Zero every page that is free now, a few at a time: what they held is gone when this returns."""
+        with self._lock:
+            waiting = set(self._free)
+        while waiting:
+            with self._lock:
+                # What is not free any more is overwritten by whoever took it, or waits for the next scrub.
+                waiting &= set(self._free)
+                pages = list(waiting)[:_SCRUBBED_TOGETHER]
+                waiting -= set(pages)
+                self._free = [page for page in self._free if page not in set(pages)]
+                self._label(pages, PageUse.FREE, PageUse.ADAPTER)
+            self.free(pages, PageUse.ADAPTER)
 
     def write(self, pages: Sequence[int], image: Tensor) -> None:
         """Overwrite ``pages`` whole with ``image`` [len(pages), page_elements], cast by the caller."""

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
+from octavo_shared.references import AdapterId
 from octavo_worker.adapters.pages import Arena, PageUse
 from octavo_worker.engine.page_run import PageRun
 from octavo_worker.engine.prefix_cache import PrefixCache, extend, root_of
@@ -32,10 +33,10 @@ class KvPages:
     def attach(self, sequence: Sequence) -> None:
         """Give a sequence that has no pages those that hold its beginning already.
 
-        One token is always left to compute: its logits choose the next one.
+        One token is always left to compute: its logits choose the next one. A prompt that is scored is computed whole.
         """
         assert not sequence.num_reserved_tokens, "only a sequence without pages can begin with somebody else's"
-        num_tokens_max = len(sequence.tokens) - 1
+        num_tokens_max = 0 if sequence.is_scored else len(sequence.tokens) - 1
         self._extend_chains(sequence, num_tokens_max)
         num_tokens = self._num_found(sequence, num_tokens_max)
         digests = self._digests_read(sequence, num_tokens)
@@ -65,10 +66,12 @@ class KvPages:
         """``num_tokens`` more tokens have their keys and values: keep full pages, let go of those behind a window."""
         sequence.num_cached_tokens += num_tokens
         self._extend_chains(sequence, sequence.num_cached_tokens)
+        key = sequence.request.adapter_key
+        owner = key[0] if key else None
         for group, run in self._runs(sequence):
             for index in range(run.kept_end, sequence.num_cached_tokens // group.page_tokens):
                 own = run.pages[index - run.first]
-                page = self._prefixes.keep(run.chain[index + 1], own)
+                page = self._prefixes.keep(run.chain[index + 1], own, owner)
                 run.keep(page, self._arena.page_elements)
                 if page != own:
                     # Somebody computed the same at the same time: one copy is enough, and the bits are equal.
@@ -83,6 +86,11 @@ class KvPages:
                 self._arena.free(run.own_pages, PageUse.KV)
             run.clear()
         sequence.num_cached_tokens = sequence.num_reserved_tokens = 0
+
+    def forget(self, adapter_id: AdapterId) -> None:
+        """Zero all that was computed with an adapter that no sequence uses any more. Any thread."""
+        self._prefixes.forget(adapter_id)
+        self._arena.scrub()
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Assert that the arena's KV pages are those of ``sequences``, all there are, and of the prefix cache."""

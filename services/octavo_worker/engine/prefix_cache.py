@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo_shared.references import TenantId
+from octavo_shared.references import AdapterId, TenantId
 from octavo_worker.adapters.pages import Arena, PageUse
 from octavo_worker.adapters.residents import AdapterKey
 
@@ -38,6 +38,7 @@ def extend(chain: list[PageDigest], tokens: Sequence[int], num_pages: int, page_
 class _Kept:
     page: int
     num_users: int
+    owner: AdapterId | None
 
 
 class PrefixCache:
@@ -81,11 +82,11 @@ class PrefixCache:
                 return None
             return [self._use(digest) for digest in digests]
 
-    def keep(self, digest: PageDigest, page: int) -> int:
+    def keep(self, digest: PageDigest, page: int, owner: AdapterId | None) -> int:
         """Take ``page``, which its sequence goes on using; or return another that holds the same already, to be used
-        instead, and leave ``page`` to its owner."""
+        instead, and leave ``page`` to the sequence. ``owner`` is the adapter that it was computed with."""
         with self._lock:
-            self._kept.setdefault(digest, _Kept(page, num_users=0))
+            self._kept.setdefault(digest, _Kept(page, 0, owner))
             return self._use(digest)
 
     def release(self, digests: Sequence[PageDigest]) -> None:
@@ -109,6 +110,17 @@ class PrefixCache:
         if pages:
             self._arena.free(pages, PageUse.KV)
         return len(pages)
+
+    def forget(self, owner: AdapterId) -> None:
+        """Give all pages back that were computed with an adapter; those that somebody still uses are left alone."""
+        with self._lock:
+            digests = [digest for digest in self._idle if self._kept[digest].owner == owner]
+            pages = []
+            for digest in digests:
+                del self._idle[digest]
+                pages.append(self._kept.pop(digest).page)
+        if pages:
+            self._arena.free(pages, PageUse.KV)
 
     def _use(self, digest: PageDigest) -> int:
         kept = self._kept[digest]

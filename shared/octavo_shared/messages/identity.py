@@ -9,37 +9,33 @@ from typing import Any
 
 import msgspec
 
+from octavo_shared.messages.evaluation import (
+    Evaluate,
+    Evaluation,
+    Gates,
+    GetGate,
+    ListEvaluations,
+    SetGate,
+)
 from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.grants import Grant as Grant
+from octavo_shared.messages.grants import GrantRole as GrantRole
+from octavo_shared.messages.grants import Revoke as Revoke
+from octavo_shared.messages.importing import ImportReport, Register
+from octavo_shared.messages.keys import IssueKey as IssueKey
+from octavo_shared.messages.keys import KeyInfo, KeyList, ListKeys, RotateKey, Whoami
+from octavo_shared.messages.keys import KeyIssued as KeyIssued
+from octavo_shared.messages.keys import RevokeKey as RevokeKey
+from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
+from octavo_shared.messages.privacy import DataKey, Erase, Erased, Erasures, ErasuresSince, Unwrap
+from octavo_shared.messages.requests import Credential as Credential
+from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
-class Credential(msgspec.Struct, frozen=True):
-    """What the gateway passes on of an API key: its id and the SHA-256 of its secret, never the secret."""
-
-    key_id: str
-    secret_sha256: bytes
-
-
-class Role(StrEnum):
-    ADMIN = "admin"
-    """Deployment-wide: creates tenants and keys, sees and commands the fleet."""
-    OWNER = "owner"
-    """Creates adapters in its own tenant and owns those it created."""
-    USER = "user"
-    """Uses what it owns nothing of but was granted."""
-
-
-class _Request(msgspec.Struct, frozen=True, kw_only=True):
-    credential: Credential
-
-
-class _Write(_Request, frozen=True, kw_only=True):
-    idempotency_key: str
-
-
-class Resolve(_Request, frozen=True, kw_only=True):
-    """``reference`` None asks for the base alone: only the key is checked."""
+class Resolve(Request, frozen=True, kw_only=True):
+    """``reference`` None asks for the base alone, which every key may use that is not narrowed to something else."""
 
     reference: str | None = None
 
@@ -54,13 +50,13 @@ class Resolution(msgspec.Struct, frozen=True):
     adapter: AdapterHandle | None = None
 
 
-class Locate(_Request, frozen=True, kw_only=True):
+class Locate(Request, frozen=True, kw_only=True):
     """Ask where an adapter's bytes are, without the right to use it: for its owner and for administrators."""
 
     reference: str
 
 
-class CreateTenant(_Write, frozen=True, kw_only=True):
+class CreateTenant(Write, frozen=True, kw_only=True):
     tenant: str
 
 
@@ -68,30 +64,7 @@ class TenantCreated(msgspec.Struct, frozen=True):
     tenant: str
 
 
-class IssueKey(_Write, frozen=True, kw_only=True):
-    """A new key for ``user`` of ``tenant``. The gateway makes the secret; identity only sees its hash.
-
-    Who is no admin gets keys for themselves only, of no higher role than their own.
-    """
-
-    tenant: str
-    user: str
-    role: Role
-    key_id: str
-    secret_sha256: bytes
-
-
-class KeyIssued(msgspec.Struct, frozen=True):
-    key_id: str
-    principal: str
-    role: Role
-
-
-class RevokeKey(_Write, frozen=True, kw_only=True):
-    key_id: str
-
-
-class BeginUpload(_Request, frozen=True, kw_only=True):
+class BeginUpload(Request, frozen=True, kw_only=True):
     """Ask for a staging place for a push to ``adapter`` (``tenant/name``)."""
 
     adapter: str
@@ -104,19 +77,20 @@ class UploadBegun(msgspec.Struct, frozen=True):
     size_bytes_max: int
 
 
-class CheckUpload(_Request, frozen=True, kw_only=True):
+class CheckUpload(Request, frozen=True, kw_only=True):
     """Ask whether ``upload_id`` was issued to the caller and is still young enough; asked before bytes are staged."""
 
     upload_id: str
 
 
 class UploadChecked(msgspec.Struct, frozen=True):
-    """It was. The refusal is ``InvalidRequest``."""
+    """It was, and its files are sealed under ``key``. The refusal is ``InvalidRequest``."""
 
     upload_id: str
+    key: bytes = b""
 
 
-class Commit(_Write, frozen=True, kw_only=True):
+class Commit(Write, frozen=True, kw_only=True):
     """Validate what was staged, store the pack, then make it the adapter's next revision, which ``alias`` names.
 
     With ``alias`` None no alias moves: the revision is a draft.
@@ -132,11 +106,17 @@ class Commit(_Write, frozen=True, kw_only=True):
     dtype: str | None = None
     note: str = ""
     alias: str | None = "serving"
+    tags: tuple[str, ...] = ()
+    """Added to those that the adapter has."""
+    is_import: bool = False
+    """Then what the adapter has with the same digest already is no new revision."""
 
 
 class RevisionState(StrEnum):
     DRAFT = "draft"
     """No alias names it: not yet, or not any more."""
+    EVALUATED = "evaluated"
+    """A draft that has been evaluated, however well."""
     SERVING = "serving"
     """Some alias names it."""
     RETIRED = "retired"
@@ -175,9 +155,13 @@ class AdapterInfo(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     retired: tuple[tuple[int, int], ...] = ()
     """Ranges of retired revisions, both ends included."""
+    editors: tuple[str, ...] = ()
+    """Those of ``grants`` who may also change it."""
+    auditors: tuple[str, ...] = ()
+    """Those who see its history and proofs, and may not use it unless they are in ``grants`` too."""
 
 
-class Rollback(_Write, frozen=True, kw_only=True):
+class Rollback(Write, frozen=True, kw_only=True):
     """Move ``alias`` to revision ``number``, 1 to 999,999,999 (None: to what it named before)."""
 
     adapter: str
@@ -185,7 +169,7 @@ class Rollback(_Write, frozen=True, kw_only=True):
     alias: str = "serving"
 
 
-class Promote(_Write, frozen=True, kw_only=True):
+class Promote(Write, frozen=True, kw_only=True):
     """Let ``alias`` name the revision that ``reference`` names (``…@12``, ``…@sha256:…`` or ``…:alias``).
 
     ``share_percent`` is for the alias ``canary`` only (None: as it was): the share of principals whose requests without
@@ -198,31 +182,32 @@ class Promote(_Write, frozen=True, kw_only=True):
     expected: int | None = None
 
 
-class Unalias(_Write, frozen=True, kw_only=True):
+class Unalias(Write, frozen=True, kw_only=True):
     """Remove an alias, but for ``serving``. Its revisions stay."""
 
     adapter: str
     alias: str
 
 
-class Retire(_Write, frozen=True, kw_only=True):
+class Retire(Write, frozen=True, kw_only=True):
     """Never serve revision ``number`` again. There is no way back; refused while an alias names it."""
 
     adapter: str
     number: int
 
 
-class Branch(_Write, frozen=True, kw_only=True):
+class Branch(Write, frozen=True, kw_only=True):
     """Make the new adapter ``adapter`` whose first revision is the one that ``source`` names, with a pack of its own.
 
-    Needs the right to use the source and to push the new adapter.
+    Needs the right to use the source and to push the new adapter. ``alias`` as in ``Commit``.
     """
 
     source: str
     adapter: str
+    alias: str | None = "serving"
 
 
-class Tag(_Write, frozen=True, kw_only=True):
+class Tag(Write, frozen=True, kw_only=True):
     """Add and remove tags of an adapter."""
 
     adapter: str
@@ -230,26 +215,12 @@ class Tag(_Write, frozen=True, kw_only=True):
     remove: tuple[str, ...] = ()
 
 
-class Grant(_Write, frozen=True, kw_only=True):
-    """Let ``principal`` (``user@tenant`` or ``*@tenant``) use the adapter.
+class ListAdapters(Request, frozen=True, kw_only=True):
+    """Adapters that the caller owns or has a role on, ordered by name, after ``after``: all those that match.
 
-    One that may already leaves no trace: a repeated key of such a request is a new one. So it is with ``Revoke``.
-    """
-
-    adapter: str
-    principal: str
-
-
-class Revoke(_Write, frozen=True, kw_only=True):
-    adapter: str
-    principal: str
-
-
-class ListAdapters(_Request, frozen=True, kw_only=True):
-    """Adapters that the caller owns or was granted, ordered by name, after ``after``: all those that match.
-
-    To an admin who names a ``tenant`` all its adapters are shown, which gives no right to use them. ``base`` and
-    ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter`` begins with.
+    To an admin who names a ``tenant``, and to an auditor who names its own, all its adapters are shown, which gives no
+    right to use them. ``base`` and ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter``
+    begins with.
     """
 
     after: str = ""
@@ -269,7 +240,7 @@ class AdapterList(msgspec.Struct, frozen=True):
     next_after: str = ""
 
 
-class History(_Request, frozen=True, kw_only=True):
+class History(Request, frozen=True, kw_only=True):
     """What happened to ``adapter``, newest first."""
 
     adapter: str
@@ -285,13 +256,31 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     revision: Revision | None = None
     state: RevisionState | None = None
     """The state of ``revision`` now."""
+    evaluation: Evaluation | None = None
+
+
+class EvaluationEntry(msgspec.Struct, frozen=True):
+    """``sequence`` is that of its event."""
+
+    evaluation: Evaluation
+    sequence: int
+
+
+class EvaluationList(msgspec.Struct, frozen=True):
+    """A revision and its evaluations, newest first; ``is_whole`` unless there are more of them."""
+
+    name: str
+    revision: Revision
+    state: RevisionState
+    evaluations: tuple[EvaluationEntry, ...]
+    is_whole: bool = True
 
 
 class HistoryList(msgspec.Struct, frozen=True):
     entries: tuple[HistoryEntry, ...]
 
 
-class Prove(_Request, frozen=True, kw_only=True):
+class Prove(Request, frozen=True, kw_only=True):
     """Ask for the event that made the revision ``reference``, and for what proves that it is in the ledger.
 
     ``old_size`` is the size of the newest checkpoint that the caller has seen (0: none).
@@ -301,7 +290,7 @@ class Prove(_Request, frozen=True, kw_only=True):
     old_size: int = 0
 
 
-class Audit(_Request, frozen=True, kw_only=True):
+class Audit(Request, frozen=True, kw_only=True):
     """Ask for ``num_max`` or fewer events of all tenants, from sequence ``first`` on; ``old_size`` as in ``Prove``."""
 
     first: int
@@ -315,10 +304,14 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "create_tenant": (CreateTenant, TenantCreated),
     "issue_key": (IssueKey, KeyIssued),
     "revoke_key": (RevokeKey, KeyIssued),
+    "rotate_key": (RotateKey, KeyIssued),
+    "list_keys": (ListKeys, KeyList),
+    "whoami": (Whoami, KeyInfo),
     "begin_upload": (BeginUpload, UploadBegun),
     "check_upload": (CheckUpload, UploadChecked),
     "commit": (Commit, AdapterInfo),
     "rollback": (Rollback, AdapterInfo),
+    "register": (Register, ImportReport),
     "promote": (Promote, AdapterInfo),
     "unalias": (Unalias, AdapterInfo),
     "retire": (Retire, AdapterInfo),
@@ -330,8 +323,15 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "history": (History, HistoryList),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
+    "evaluate": (Evaluate, Evaluation),
+    "evaluations": (ListEvaluations, EvaluationList),
+    "get_gate": (GetGate, Gates),
+    "set_gate": (SetGate, Gates),
+    "erase": (Erase, Erased),
+    "unwrap": (Unwrap, DataKey),
+    "erasures": (ErasuresSince, Erasures),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
-SLOW_VERBS = frozenset({"commit", "branch"})
-"""Those that move a pack."""
+SLOW_VERBS = frozenset({"commit", "branch", "register", "erase"})
+"""Those that move a pack, or ask all workers."""

@@ -1,0 +1,168 @@
+"""What is left after a run, read from the stores themselves: the ledger, its signed roots, the packs, the logs."""
+
+import asyncio
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chaos.deployment import Deployment
+from chaos.faults import leader_of, step_down
+from chaos.history import LedgerEntry, Snapshot
+from octavo_identity.data_keys import DataKeys
+from octavo_identity.heads import HeadStore, event_of
+from octavo_identity.ids import Ids, load_secret
+from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_identity.staging import PackPlace
+from octavo_shared.bus import Bus
+from octavo_shared.checkpoint import Signer
+from octavo_shared.errors import AdapterErased, AdapterUnavailable
+from octavo_shared.merkle import Tree
+from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.pack import digest_of
+from octavo_shared.seal import SealBroken, open_sealed
+from octavo_shared.subjects import CHECKPOINT_STREAM
+
+_TOGETHER = 128
+_PACKS_TOGETHER = 8
+_LEADER_TRIES_MAX = 12
+_BAD_EVENTS = re.compile(
+    r"ledger_contradicted|projection_rebuilt|projection_damaged|projection_deleted|handler_failed|Traceback"
+)
+
+
+@dataclass
+class Aftermath:
+    """``ledger`` by adapter name. ``problems`` are sentences: whatever is in them should not be."""
+
+    ledger: Mapping[str, Sequence[LedgerEntry]]
+    num_events: int = 0
+    num_checkpoints: int = 0
+    num_packs: int = 0
+    leaders: list[str] = field(default_factory=list)
+    """The servers whose copy of the stream was read as its leader, and was the same."""
+    problems: list[str] = field(default_factory=list)
+
+
+async def look(deployment: Deployment, operator: Bus) -> Aftermath:
+    """Read everything and compare it; the deployment must be healthy."""
+    heads = HeadStore(operator, len(deployment.nats.servers))
+    events = await _all_events(heads)
+    found = Aftermath(_ledger_of(events), len(events))
+    tree = _tree_of(events)
+    await _compare_replicas(deployment, operator, heads, tree, found)
+    await _check_roots(deployment, operator, tree, found)
+    await _check_packs(deployment, operator, events, found)
+    _read_logs(deployment, found)
+    return found
+
+
+async def _all_events(heads: HeadStore) -> list[LedgerEvent]:
+    last = (await heads.state()).last_sequence
+    events: list[LedgerEvent] = []
+    for first in range(1, last + 1, _TOGETHER):
+        events += await heads.read_range(first, min(last, first + _TOGETHER - 1))
+    return events
+
+
+def _ledger_of(events: Sequence[LedgerEvent]) -> dict[str, list[LedgerEntry]]:
+    ledger: dict[str, list[LedgerEntry]] = {}
+    for stored in events:
+        event = event_of(stored)
+        head = event.head
+        if isinstance(head, AdapterHead):
+            entry = LedgerEntry(stored.sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head))
+            ledger.setdefault(head.name, []).append(entry)
+    return ledger
+
+
+def _snapshot_of(head: AdapterHead) -> Snapshot:
+    newest = max(head.revisions, key=lambda stored: stored.revision.number)
+    return Snapshot(head.num_revisions, newest.revision.digest, head.aliases, head.tags, head.grants, head.retired)
+
+
+def _tree_of(events: Sequence[LedgerEvent]) -> Tree:
+    tree = Tree()
+    for event in events:
+        tree.append(event.leaf_hash())
+    return tree
+
+
+async def _compare_replicas(
+    deployment: Deployment, operator: Bus, heads: HeadStore, tree: Tree, found: Aftermath
+) -> None:
+    """Let each server lead in turn, and read the whole stream from it."""
+    found.leaders.append(await leader_of(operator))
+    for server in deployment.nats.servers:
+        if server.name in found.leaders:
+            continue
+        for _ in range(_LEADER_TRIES_MAX):
+            if await leader_of(operator) == server.name:
+                break
+            await step_down(operator, preferred=server.name)
+            await asyncio.sleep(0.5)
+        leader = await leader_of(operator)
+        own = _tree_of(await _all_events(heads))
+        if own.size != tree.size or own.root(own.size) != tree.root(tree.size):
+            found.problems.append(f"{leader} has another copy of the stream: {own.size} events of {tree.size}")
+        elif leader not in found.leaders:
+            found.leaders.append(leader)
+
+
+async def _check_roots(deployment: Deployment, operator: Bus, tree: Tree, found: Aftermath) -> None:
+    """Hold the stream to every root that was ever signed over it: none of those events is lost or another one."""
+    jetstream = operator.client.jetstream()
+    verifier = Signer(Ids(load_secret(deployment.identity_dir(0))).ledger_seed()).verifier
+    state = (await jetstream.stream_info(CHECKPOINT_STREAM)).state
+    size = 0
+    for sequence in range(state.first_seq, state.last_seq + 1):
+        note = (await jetstream.get_msg(CHECKPOINT_STREAM, seq=sequence)).data or b""
+        checkpoint = verifier.open(note.decode())
+        found.num_checkpoints += 1
+        if checkpoint.size <= size:
+            found.problems.append(f"checkpoint {sequence} of {checkpoint.size} events follows one of {size}")
+        size = checkpoint.size
+        if size > tree.size or not hmac.compare_digest(tree.root(size), checkpoint.root):
+            found.problems.append(f"checkpoint {sequence} was signed over other events than the first {size}")
+
+
+async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[LedgerEvent], found: Aftermath) -> None:
+    """Open the pack of every revision with its adapter's data key, and compare its digest."""
+    ids = Ids(load_secret(deployment.identity_dir(0)))
+    keys = DataKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
+    store = ObjectStore(deployment.settings)
+    slots = asyncio.Semaphore(_PACKS_TOGETHER)
+
+    async def check(head: AdapterHead, stored: StoredRevision) -> None:
+        place = PackPlace.of(head, stored)
+        try:
+            async with slots:
+                key = await keys.read(head.adapter_id)
+                pack = bytes(open_sealed(await store.read(place.object_key), key, place.context))
+        except (ObjectMissing, SealBroken, AdapterUnavailable, AdapterErased) as error:
+            found.problems.append(f"the pack {place.object_key} of a revision cannot be had: {error!r}")
+            return
+        if digest_of(pack) != stored.revision.digest:
+            found.problems.append(f"the pack {place.object_key} has another digest than its revision")
+        found.num_packs += 1
+
+    try:
+        await asyncio.gather(
+            *(
+                check(event.head, event.revision)
+                for event in map(event_of, events)
+                if event.revision is not None and isinstance(event.head, AdapterHead)
+            )
+        )
+    finally:
+        store.close()
+
+
+def _read_logs(deployment: Deployment, found: Aftermath) -> None:
+    """Report what identity itself found wrong."""
+    for number in range(len(deployment.identities)):
+        for line in deployment.identity_log(number).read_text(errors="replace").splitlines():
+            if _BAD_EVENTS.search(line):
+                found.problems.append(f"identity-{number + 1} says: {line.strip()}")

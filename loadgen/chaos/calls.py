@@ -1,0 +1,125 @@
+"""A client of identity on NATS, as a gateway is one: calls of the history as verbs, and answers as what they show."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from chaos import history as h
+from chaos.adapters import BASE, TinyAdapter
+from octavo_shared import subjects
+from octavo_shared.bus import Bus
+from octavo_shared.errors import AdapterNotFound
+from octavo_shared.messages import identity as m
+from octavo_shared.messages.keys import Role
+from octavo_shared.objects import ObjectStore
+from octavo_shared.seal import seal, staging_context
+
+_TIMEOUT_S = 5.0
+_COMMIT_TIMEOUT_S = 10.0
+"""A pack of these adapters is stored in milliseconds; a gateway waits for two minutes, because others are larger."""
+
+T = TypeVar("T")
+
+
+def key_credential(text: str) -> m.Credential:
+    """Return the credential of a key of the form ``oct_<id>_<secret>``."""
+    _, key_id, secret = text.strip().split("_")
+    return m.Credential(key_id, hashlib.sha256(bytes.fromhex(secret)).digest())
+
+
+@dataclass(frozen=True)
+class IdentityCaller:
+    """One key's calls over one connection. Raises what identity refuses with and ``DependencyUnavailable``."""
+
+    bus: Bus
+    store: ObjectStore
+    credential: m.Credential
+
+    async def create_tenant(self, tenant: str) -> None:
+        request = m.CreateTenant(credential=self.credential, idempotency_key=tenant, tenant=tenant)
+        await self._ask("create_tenant", request, m.TenantCreated)
+
+    async def issue_key(self, tenant: str, user: str, role: Role) -> m.Credential:
+        """Return the credential of a new key."""
+        key_id, secret = secrets.token_hex(8), hashlib.sha256(secrets.token_bytes(32)).digest()
+        request = m.IssueKey(
+            credential=self.credential, idempotency_key=key_id, tenant=tenant, user=user, role=role,
+            key_id=key_id, secret_sha256=secret,
+        )  # fmt: skip
+        await self._ask("issue_key", request, m.KeyIssued)
+        return m.Credential(key_id, secret)
+
+    async def stage(self, adapter: str, files: TinyAdapter) -> str:
+        """Put an adapter's files where a commit finds them; returns the upload's id."""
+        who = self.credential
+        begun = await self._ask("begin_upload", m.BeginUpload(credential=who, adapter=adapter), m.UploadBegun)
+        upload_id = begun.upload_id
+        check = m.CheckUpload(credential=who, upload_id=upload_id)
+        key = (await self._ask("check_upload", check, m.UploadChecked)).key
+        for name, data in (("adapter_config.json", files.config), ("adapter_model.safetensors", files.weights)):
+            sealed = seal(data, key, staging_context(upload_id, name))
+            await self.store.write(f"staging/{upload_id}/{name}", sealed)
+        return upload_id
+
+    async def write(self, adapter: str, call: h.Write, key: str, upload_id: str = "") -> h.Snapshot:
+        """Do ``call`` under the idempotency key ``key``; a push also names what was staged for it."""
+        verb, request = self._request(adapter, call, key, upload_id)
+        return snapshot_of(await self._ask(verb, request, m.AdapterInfo))
+
+    async def resolve(self, adapter: str, call: h.Resolve) -> h.Resolved | h.NotFound:
+        """Return what the alias names for the caller."""
+        reference = f"{adapter}:{call.alias}"
+        request = m.Resolve(credential=self.credential, reference=reference)
+        try:
+            found = (await self._ask("resolve", request, m.Resolution)).adapter
+        except AdapterNotFound:
+            return h.NotFound()
+        assert found is not None, "there was a reference"
+        return h.Resolved(found.revision, found.digest)
+
+    def _request(self, adapter: str, call: h.Write, key: str, upload_id: str) -> tuple[str, msgspec.Struct]:
+        who = self.credential
+        match call:
+            case h.Push():
+                return "commit", m.Commit(
+                    credential=who, idempotency_key=key, adapter=adapter, upload_id=upload_id,
+                    served_base=BASE.fingerprint, alias=call.alias,
+                )  # fmt: skip
+            case h.Promote():
+                return "promote", m.Promote(
+                    credential=who, idempotency_key=key, reference=f"{adapter}@{call.number}", alias=call.alias,
+                    expected=call.expected,
+                )  # fmt: skip
+            case h.Rollback():
+                return "rollback", m.Rollback(
+                    credential=who, idempotency_key=key, adapter=adapter, number=call.number, alias=call.alias
+                )
+            case h.Unalias():
+                return "unalias", m.Unalias(credential=who, idempotency_key=key, adapter=adapter, alias=call.alias)
+            case h.Retire():
+                return "retire", m.Retire(credential=who, idempotency_key=key, adapter=adapter, number=call.number)
+            case h.Tag():
+                return "tag", m.Tag(
+                    credential=who, idempotency_key=key, adapter=adapter, add=call.add, remove=call.remove
+                )
+            case h.Grant():
+                return "grant", m.Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
+            case h.Revoke():
+                return "revoke", m.Revoke(
+                    credential=who, idempotency_key=key, adapter=adapter, principal=call.principal
+                )
+
+    async def _ask(self, verb: str, request: msgspec.Struct, reply: type[T]) -> T:
+        timeout_s = _COMMIT_TIMEOUT_S if verb in m.SLOW_VERBS else _TIMEOUT_S
+        return await self.bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
+
+
+def snapshot_of(info: m.AdapterInfo) -> h.Snapshot:
+    """Return what the owner was shown of an adapter."""
+    return h.Snapshot(
+        info.num_revisions, info.latest.digest, info.aliases, tuple(info.tags), tuple(info.grants),
+        tuple(info.retired),
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""What is done to a deployment while it is written to: one fault at a time, each healed before the next."""
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+import msgspec
+from nats.errors import Error as NatsError
+
+from chaos.deployment import Deployment
+from octavo_cli.local_servers import NatsServer
+from octavo_cli.processes import Process
+from octavo_shared.bus import Bus
+from octavo_shared.subjects import REGISTRY_STREAM
+
+_REQUEST_S = 2.0
+_HEALTH_POLL_S = 0.2
+_HEALTHY_S = 60.0
+_S3_GRACE_S = 2.0
+
+
+class FaultKind(StrEnum):
+    NATS_KILLED = "nats_killed"
+    """SIGKILL of any nats-server, started again some seconds later."""
+    LEADER_KILLED = "leader_killed"
+    """The same, of the one that leads the registry stream."""
+    NATS_SUSPENDED = "nats_suspended"
+    """SIGSTOP of any nats-server, SIGCONT some seconds later: it then goes on as if nothing had happened."""
+    LEADER_SUSPENDED = "leader_suspended"
+    LEADER_CHANGED = "leader_changed"
+    """The registry stream's leader is told to step down."""
+    IDENTITY_KILLED = "identity_killed"
+    """SIGKILL of one of the identity replicas, started again some seconds later."""
+    STORE_STOPPED = "store_stopped"
+    """The object store is stopped and started again."""
+
+
+DECK = (
+    FaultKind.NATS_KILLED, FaultKind.LEADER_KILLED, FaultKind.NATS_SUSPENDED, FaultKind.LEADER_SUSPENDED,
+    FaultKind.LEADER_CHANGED, FaultKind.LEADER_CHANGED, FaultKind.IDENTITY_KILLED, FaultKind.STORE_STOPPED,
+)  # fmt: skip
+"""One round of faults, which is shuffled."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault that was, from its begin to when what it hit was there again."""
+
+    kind: FaultKind
+    target: str
+    begun_s: float
+    healed_s: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """For how long a fault lasts, and how long all is well before the next one: shortest and longest, in seconds."""
+
+    held_s: tuple[float, float] = (1.0, 9.0)
+    store_held_s: tuple[float, float] = (0.5, 2.0)
+    calm_s: tuple[float, float] = (2.0, 5.0)
+
+
+STEADY = Pace()
+
+
+class Chaos:
+    """Does faults to ``deployment``; what it has done is in ``faults``."""
+
+    def __init__(
+        self, deployment: Deployment, operator: Bus, pace: Pace, random: Random, report: Callable[[str], None]
+    ) -> None:
+        self._deployment = deployment
+        self._operator = operator
+        self._pace = pace
+        self._random = random
+        self._report = report
+        self.faults: list[Fault] = []
+
+    async def run(self, kinds: Sequence[FaultKind]) -> None:
+        """Do the faults one after the other; all is well again when this returns."""
+        for kind in kinds:
+            await asyncio.sleep(self._random.uniform(*self._pace.calm_s))
+            target, begun_s = await self._do(kind)
+            self.faults.append(Fault(kind, target, begun_s, _now_s()))
+            self._report(f"fault {len(self.faults)} of {len(kinds)}: {kind}, {target}")
+            await until_healthy(self._deployment)
+
+    async def _do(self, kind: FaultKind) -> tuple[str, float]:
+        match kind:
+            case FaultKind.LEADER_CHANGED:
+                return await self._change_leader()
+            case FaultKind.IDENTITY_KILLED:
+                return await self._kill_identity()
+            case FaultKind.STORE_STOPPED:
+                return await self._stop_store()
+            case FaultKind.NATS_KILLED | FaultKind.LEADER_KILLED:
+                return await self._kill_nats(await self._server(is_leader=kind is FaultKind.LEADER_KILLED))
+            case FaultKind.NATS_SUSPENDED | FaultKind.LEADER_SUSPENDED:
+                return await self._suspend_nats(await self._server(is_leader=kind is FaultKind.LEADER_SUSPENDED))
+
+    async def _kill_nats(self, server: NatsServer) -> tuple[str, float]:
+        begun_s = _now_s()
+        process = _process_of(server)
+        process.kill()
+        await process.wait(_REQUEST_S)
+        await self._hold()
+        await server.start()
+        return process.name, begun_s
+
+    async def _suspend_nats(self, server: NatsServer) -> tuple[str, float]:
+        begun_s = _now_s()
+        process = _process_of(server)
+        process.kill(signal.SIGSTOP)
+        try:
+            await self._hold()
+        finally:
+            process.kill(signal.SIGCONT)
+        return process.name, begun_s
+
+    async def _change_leader(self) -> tuple[str, float]:
+        leader = await leader_of(self._operator)
+        begun_s = _now_s()
+        await step_down(self._operator)
+        return leader, begun_s
+
+    async def _kill_identity(self) -> tuple[str, float]:
+        number = self._random.randrange(len(self._deployment.identities))
+        process = self._deployment.identities[number]
+        begun_s = _now_s()
+        process.kill()
+        await process.wait(_REQUEST_S)
+        await self._hold()
+        await self._deployment.start_identity(number)
+        return process.name, begun_s
+
+    async def _stop_store(self) -> tuple[str, float]:
+        begun_s = _now_s()
+        store = self._deployment.s3
+        assert store.process is not None, "the deployment runs"
+        await store.process.stop(_S3_GRACE_S)
+        await asyncio.sleep(self._random.uniform(*self._pace.store_held_s))
+        await store.start()
+        return "s3", begun_s
+
+    async def _hold(self) -> None:
+        await asyncio.sleep(self._random.uniform(*self._pace.held_s))
+
+    async def _server(self, *, is_leader: bool) -> NatsServer:
+        servers = self._deployment.nats.servers
+        if not is_leader:
+            return self._random.choice(servers)
+        leader = await leader_of(self._operator)
+        return next(server for server in servers if server.name == leader)
+
+
+def _process_of(server: NatsServer) -> Process:
+    assert server.process is not None, "the deployment runs"
+    return server.process
+
+
+async def leader_of(operator: Bus) -> str:
+    """Return the name of the server that leads the registry stream, once there is one."""
+    async with asyncio.timeout(_HEALTHY_S):
+        while True:
+            try:
+                cluster = (await operator.client.jetstream(timeout=_REQUEST_S).stream_info(REGISTRY_STREAM)).cluster
+            except (NatsError, OSError):
+                cluster = None
+            if cluster is not None and cluster.leader:
+                return cluster.leader
+            await asyncio.sleep(_HEALTH_POLL_S)
+
+
+async def step_down(operator: Bus, preferred: str = "") -> None:
+    """Ask the leader of the registry stream to make way, for ``preferred`` if one is named. It may not be answered."""
+    request = {"placement": {"preferred": preferred}} if preferred else {}
+    subject = f"$JS.API.STREAM.LEADER.STEPDOWN.{REGISTRY_STREAM}"
+    try:
+        await operator.client.request(subject, msgspec.json.encode(request), timeout=_REQUEST_S)
+    except (NatsError, OSError):
+        # Whoever asks again finds out who leads.
+        return
+
+
+async def until_healthy(deployment: Deployment) -> None:
+    """Return once every process answers and every nats-server is up to date; raises ``TimeoutError``."""
+    async with asyncio.timeout(_HEALTHY_S):
+        while not await _is_healthy(deployment):  # noqa: ASYNC110 - processes have no event to wait for
+            await asyncio.sleep(_HEALTH_POLL_S)
+
+
+async def _is_healthy(deployment: Deployment) -> bool:
+    answers = await asyncio.gather(
+        *(server.is_healthy() for server in deployment.nats.servers),
+        *(deployment.identity_is_ready(number) for number in range(len(deployment.identities))),
+        deployment.s3.is_healthy(),
+    )
+    return all(answers)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

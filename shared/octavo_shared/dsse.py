@@ -1,0 +1,189 @@
+"""Signed envelopes (DSSE v1) with Ed25519: the form that in-toto's tools read and verify.
+
+What is signed is the type and the bytes of the payload, so nothing depends on how JSON is written; ``encode_json`` only
+makes equal values equal bytes. An envelope itself has exactly one encoding here: a flipped bit is always noticed.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Self, TypeVar
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from octavo_shared.errors import InvalidRequest
+
+STATEMENT_TYPE = "application/vnd.in-toto+json"
+"""The ``payloadType`` of in-toto statements."""
+
+ENVELOPE_BYTES_MAX = 32 * 1024
+_SIGNATURES_MAX = 4
+_SIGNATURE_BYTES = 64
+_FIELD = "envelope"
+
+T = TypeVar("T")
+
+
+class PublicKey(msgspec.Struct, frozen=True):
+    """An Ed25519 public key of 32 bytes."""
+
+    raw: bytes
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256, in hexadecimal, of the key's DER form, as ``openssl pkey -pubin -outform DER | sha256sum`` says."""
+        return hashlib.sha256(self._spki(serialization.Encoding.DER)).hexdigest()
+
+    @property
+    def pem(self) -> str:
+        """The form in which other tools take public keys."""
+        return self._spki(serialization.Encoding.PEM).decode()
+
+    @classmethod
+    def parse(cls, pem: str, field: str = "public_key") -> Self:
+        """Return the key of a PEM text; raises ``InvalidRequest``, which calls it ``field``."""
+        try:
+            key = serialization.load_pem_public_key(pem.encode())
+        except ValueError:
+            key = None
+        if not isinstance(key, Ed25519PublicKey):
+            raise InvalidRequest(field, "must be an Ed25519 public key in PEM form")
+        return cls(key.public_bytes_raw())
+
+    def is_signed(self, data: bytes, signature: bytes) -> bool:
+        """Tell whether this key signed ``data``."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(signature, data)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+    def _spki(self, encoding: serialization.Encoding) -> bytes:
+        key = Ed25519PublicKey.from_public_bytes(self.raw)
+        return key.public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+class Signer:
+    """Signs with the private key that a seed of 32 bytes is."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public_key = PublicKey(self._key.public_key().public_bytes_raw())
+        self.key_id = self.public_key.key_id
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature of 64 bytes; it is the same each time."""
+        return self._key.sign(data)
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``sig`` is in base64. ``keyid`` says which key to try; it is not signed itself."""
+
+    keyid: str
+    sig: str
+
+
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A payload in base64, what kind of payload it is, and who signed both."""
+
+    payload: str
+    payload_type: str
+    signatures: tuple[Signature, ...]
+
+    @property
+    def data(self) -> bytes:
+        """The payload's bytes; raises ``InvalidRequest``."""
+        return _decoded(self.payload, "payload")
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """Whom the signatures say they are of; nothing is verified."""
+        return tuple(signature.keyid for signature in self.signatures)
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Return what is signed: DSSE's pre-authentication encoding."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def sign(payload_type: str, payload: bytes, signer: Signer) -> Envelope:
+    """Return ``payload`` in an envelope with one signature."""
+    return countersign(Envelope(base64.b64encode(payload).decode(), payload_type, ()), signer)
+
+
+def countersign(envelope: Envelope, signer: Signer) -> Envelope:
+    """Return the envelope with one more signature, of the same bytes. One that it has already changes nothing."""
+    sig = signer.sign(pae(envelope.payload_type, envelope.data))
+    added = Signature(signer.key_id, base64.b64encode(sig).decode())
+    if added in envelope.signatures:
+        return envelope
+    return msgspec.structs.replace(envelope, signatures=(*envelope.signatures, added))
+
+
+def verify(envelope: Envelope, public_keys: Iterable[PublicKey]) -> tuple[str, ...]:
+    """Return the ids of the keys that signed, in order: every signature is of one of ``public_keys``, and good.
+
+    Stricter than DSSE, which passes over what it does not know: raises ``InvalidRequest`` that names the signature by
+    its place, and when there is none.
+    """
+    by_id = {key.key_id: key for key in public_keys}
+    data = pae(envelope.payload_type, envelope.data)
+    if not 1 <= len(envelope.signatures) <= _SIGNATURES_MAX:
+        raise InvalidRequest(f"{_FIELD}.signatures", f"must be 1 to {_SIGNATURES_MAX}")
+    if len(set(envelope.key_ids)) < len(envelope.signatures):
+        raise InvalidRequest(f"{_FIELD}.signatures", "must be of different keys")
+    for place, signature in enumerate(envelope.signatures):
+        key = by_id.get(signature.keyid)
+        if key is None:
+            raise InvalidRequest(f"{_FIELD}.signatures[{place}].keyid", "is of no key that is trusted here")
+        sig = _decoded(signature.sig, f"signatures[{place}].sig")
+        if len(sig) != _SIGNATURE_BYTES or not key.is_signed(data, sig):
+            raise InvalidRequest(f"{_FIELD}.signatures[{place}].sig", "is not a signature of this payload by its key")
+    return envelope.key_ids
+
+
+def encode_json(value: Any) -> bytes:
+    """Return canonical JSON: UTF-8, members sorted by name, nothing between them."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def encode(envelope: Envelope) -> bytes:
+    """Return the envelope's one encoding."""
+    return encode_json(envelope)
+
+
+def decode(data: bytes) -> Envelope:
+    """Return what ``encode`` made ``data`` of; raises ``InvalidRequest`` for anything else."""
+    if len(data) > ENVELOPE_BYTES_MAX:
+        raise InvalidRequest(_FIELD, f"exceeds the limit of {ENVELOPE_BYTES_MAX} bytes")
+    envelope = parse_json(data, Envelope, _FIELD)
+    if encode(envelope) != data:
+        raise InvalidRequest(_FIELD, "is not in canonical form")
+    return envelope
+
+
+def parse_json(data: bytes, kind: type[T], field: str) -> T:
+    """Return ``data`` as ``kind``; raises ``InvalidRequest`` that names the part of ``field`` that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        raise InvalidRequest(field + path.rstrip("`"), f"is not as it must be: {problem}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest(field, "is not JSON") from None
+
+
+def _decoded(text: str, part: str) -> bytes:
+    """Return what ``text`` encodes; a text that is not the one encoding of its bytes is refused."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        data = None
+    if data is None or base64.b64encode(data).decode() != text:
+        raise InvalidRequest(f"{_FIELD}.{part}", "is not base64")
+    return data
