@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "ahead.h"
 #include "lanes.h"
 #include "status.h"
 #include "threads.h"
@@ -46,11 +47,13 @@ template <int STRIDE, class F> inline v16 over_keys(v16 a, F combine) {
 // Returns by how much what was summed before must shrink, per lane.
 template <class K, int HEADS>
 inline v16 weigh(const float* q, int64_t pitch, const K* const* keys, int64_t begin, int64_t end, const Attend& at,
-                 Softmax& state, float* p) {
+                 Softmax& state, float* p, Ahead& ahead) {
   constexpr int STRIDE = stride_of(HEADS), KEYS = 16 / STRIDE;
   v16 largest = state.largest;
   int64_t first = begin / KEYS * KEYS;
+  int lines = (int)(2 * KEYS * pitch * sizeof(K) / 64);
   for (int64_t t = first; t < end; t += KEYS) {
+    ahead.lines(lines);
     v16 acc[16] = {};
     for (int64_t d = 0; d < pitch; d += 16)
       for (int i = 0; i < KEYS; i++) {
@@ -103,9 +106,9 @@ inline void add_columns(float* acc, int64_t pitch, const float* p, const K* cons
 // Goes over keys and values [begin, end) of a block for HEADS heads of one row, whose accumulators are `acc`.
 template <class K, int HEADS>
 void see(const float* q, float* acc, int64_t pitch, const K* const* keys, const K* const* values, int64_t begin,
-         int64_t end, const Attend& at, Softmax& state) {
+         int64_t end, const Attend& at, Softmax& state, Ahead& ahead) {
   float p[SPAN * stride_of(HEADS)], decay[16];
-  store(decay, weigh<K, HEADS>(q, pitch, keys, begin, end, at, state, p));
+  store(decay, weigh<K, HEADS>(q, pitch, keys, begin, end, at, state, p, ahead));
   int64_t d = 0;
   for (; d + 64 <= pitch; d += 64) add_columns<K, HEADS, 4>(acc, pitch, p, values, begin, end, decay, d);
   for (; d < pitch; d += 16) add_columns<K, HEADS, 1>(acc, pitch, p, values, begin, end, decay, d);
@@ -113,15 +116,15 @@ void see(const float* q, float* acc, int64_t pitch, const K* const* keys, const 
 
 template <class K>
 void see_heads(int64_t heads, const float* q, float* acc, int64_t pitch, const K* const* keys, const K* const* values,
-               int64_t begin, int64_t end, const Attend& at, Softmax* states) {
+               int64_t begin, int64_t end, const Attend& at, Softmax* states, Ahead& ahead) {
   for (int64_t h = 0; h < heads; h += 4, states++) {
     const float* own = q + h * pitch;
     float* to = acc + h * pitch;
     switch (std::min<int64_t>(4, heads - h)) {
-      case 4: see<K, 4>(own, to, pitch, keys, values, begin, end, at, *states); break;
-      case 3: see<K, 3>(own, to, pitch, keys, values, begin, end, at, *states); break;
-      case 2: see<K, 2>(own, to, pitch, keys, values, begin, end, at, *states); break;
-      default: see<K, 1>(own, to, pitch, keys, values, begin, end, at, *states);
+      case 4: see<K, 4>(own, to, pitch, keys, values, begin, end, at, *states, ahead); break;
+      case 3: see<K, 3>(own, to, pitch, keys, values, begin, end, at, *states, ahead); break;
+      case 2: see<K, 2>(own, to, pitch, keys, values, begin, end, at, *states, ahead); break;
+      default: see<K, 1>(own, to, pitch, keys, values, begin, end, at, *states, ahead);
     }
   }
 }
@@ -146,7 +149,7 @@ template <class T> void widen(const T* from, float* to, int64_t dim) {
 
 template <class T>
 void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv& kv, const Attend& at, T* out,
-            int64_t out_row, int64_t out_head, const Query& query) {
+            int64_t out_row, int64_t out_head, const Query& query, Ahead& ahead) {
   int64_t repeat = at.heads / kv.heads, quads = (repeat + 3) / 4, lanes = query.rows * repeat;
   int64_t pitch = (kv.dim + 15) / 16 * 16;
   int64_t b = query.sequence, position = kv.contexts[b] - kv.starts[b + 1] + query.row;
@@ -177,13 +180,13 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
   const float* wide_values[SPAN];
   for (int64_t base = seen_first / SPAN * SPAN; base < seen_end; base += SPAN) {
     int64_t from = std::max<int64_t>(0, seen_first - base), to = std::min(SPAN, seen_end - base);
-    for (int64_t t = from; t < to; t++) {
-      keys[t] = arena + kv.pages[b * kv.pages_max + (base + t) / kv.page_tokens] + at.layer_offset +
-                query.head * plane + (base + t) % kv.page_tokens * kv.dim;
-      values[t] = keys[t] + kv.heads * plane;
-      for (int64_t byte = 0; byte < (int64_t)(kv.dim * sizeof(T)); byte += 64) {
-        __builtin_prefetch((const char*)keys[t] + byte);
-        __builtin_prefetch((const char*)values[t] + byte);
+    for (int64_t t = from; t < to;) {
+      int64_t page = (base + t) / kv.page_tokens, slot = base + t - page * kv.page_tokens;
+      int64_t until = std::min(to, t + kv.page_tokens - slot);
+      const T* key = arena + kv.pages[b * kv.pages_max + page] + at.layer_offset + query.head * plane + slot * kv.dim;
+      for (; t < until; t++, key += kv.dim) {
+        keys[t] = key;
+        values[t] = key + kv.heads * plane;
       }
     }
     // Keys are taken several at a time; those that nobody sees must be readable, and are masked.
@@ -204,9 +207,9 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
       const float* own = queries + r * repeat * pitch;
       float* sums = acc + r * repeat * pitch;
       if (is_widened)
-        see_heads(repeat, own, sums, pitch, wide_keys, wide_values, begin, end, at, softmax + r * quads);
+        see_heads(repeat, own, sums, pitch, wide_keys, wide_values, begin, end, at, softmax + r * quads, ahead);
       else
-        see_heads(repeat, own, sums, pitch, keys, values, begin, end, at, softmax + r * quads);
+        see_heads(repeat, own, sums, pitch, keys, values, begin, end, at, softmax + r * quads, ahead);
     }
   }
   for (int64_t r = 0; r < query.rows; r++) finish_heads(repeat, softmax + r * quads, totals + r * repeat);
@@ -215,6 +218,19 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
     float inverse = 1.0f / totals[lane];
     for (int64_t d = 0; d < kv.dim; d += 16)
       store_part(to + d, load(acc + lane * pitch + d) * inverse, std::min<int64_t>(16, kv.dim - d));
+  }
+}
+
+// Adds the keys and values that a query sees, page by page, to what is asked for ahead.
+template <class T> void add_seen(const T* arena, const Kv& kv, const Attend& at, const Query& query, Ahead& ahead) {
+  int64_t b = query.sequence, position = kv.contexts[b] - kv.starts[b + 1] + query.row, end = position + query.rows;
+  int64_t plane = kv.page_tokens * kv.dim;
+  for (int64_t t = at.window ? std::max<int64_t>(0, position - at.window + 1) : 0; t < end;) {
+    int64_t page = t / kv.page_tokens, slot = t % kv.page_tokens, some = std::min(end - t, kv.page_tokens - slot);
+    const T* key = arena + kv.pages[b * kv.pages_max + page] + at.layer_offset + query.head * plane + slot * kv.dim;
+    ahead.add(key, some * kv.dim * sizeof(T));
+    ahead.add(key + kv.heads * plane, some * kv.dim * sizeof(T));
+    t += some;
   }
 }
 
@@ -241,8 +257,12 @@ int paged_attention(const T* q, int64_t q_row, int64_t q_head, const T* arena, i
     work += (end - begin) * (context - first) * at.heads * kv.dim;
   }
   const std::vector<Query>& todo = plan;
-  parallel(todo.size(), work, [&](int64_t i) {
-    attend(q, q_row, q_head, arena, kv, at, out, out_row, out_head, todo[i]);
+  auto cost = [&](int64_t i) { return todo[i].rows * kv.contexts[todo[i].sequence]; };
+  parallel_stretches(todo.size(), work, cost, [&](int64_t i) {
+    Ahead& ahead = look_ahead();
+    for (int64_t u = i; u < std::min<int64_t>(i + 2, todo.size()); u++) add_seen(arena, kv, at, todo[u], ahead);
+    ahead.start();
+    attend(q, q_row, q_head, arena, kv, at, out, out_row, out_head, todo[i], ahead);
   });
   return OK;
 }
