@@ -204,7 +204,7 @@ class DecoderLayers:
     ) -> Tensor:
         """Return what the layers from ``first`` on make of N rows; writes their keys and values into the arena.
 
-        Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; ``inputs`` one for each of those layers.
+        Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; ``inputs`` one per layer.
 
         Raises: LayoutError, and nothing is known then of the arena's rows for these tokens.
         """

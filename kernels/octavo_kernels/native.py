@@ -232,9 +232,7 @@ class NativeKernels:
         """See ``decoder_layers.DecoderLayers.run``."""
         step_at = ctypes.addressof(step)
         _raise_for(
-            self._decoder_layers(
-                kind, functions, layers_at, num_layers, step_at, places, x.data_ptr(), out.data_ptr()
-            )
+            self._decoder_layers(kind, functions, layers_at, num_layers, step_at, places, x.data_ptr(), out.data_ptr())
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, form: int) -> Tensor:
