@@ -7,6 +7,7 @@ makes equal values equal bytes. An envelope itself has exactly one encoding here
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
@@ -24,6 +25,8 @@ ENVELOPE_BYTES_MAX = 32 * 1024
 _SIGNATURES_MAX = 4
 _SIGNATURE_BYTES = 64
 _FIELD = "envelope"
+_AT = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_ECHOED_CHARS_MAX = 160
 
 T = TypeVar("T")
 
@@ -172,8 +175,11 @@ def parse_json(data: bytes, kind: type[T], field: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        raise InvalidRequest(field + path.rstrip("`"), f"is not as it must be: {problem}") from None
+        found = _AT.match(str(error))
+        assert found is not None, "it matches everything"
+        # What is echoed comes from the caller, and never at any length.
+        where = (field + (found["path"] or ""))[:_ECHOED_CHARS_MAX]
+        raise InvalidRequest(where, f"is not as it must be: {found['problem'][:_ECHOED_CHARS_MAX]}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(field, "is not JSON") from None
 
