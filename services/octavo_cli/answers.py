@@ -9,7 +9,7 @@ import msgspec
 
 from octavo_shared.errors import Fields
 from octavo_shared.messages.generation import Timings
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role, Scope
 
 
 class ClientError(Exception):
@@ -29,6 +29,10 @@ class NewKey(msgspec.Struct, frozen=True):
     key_id: str
     principal: str
     role: Role
+    scopes: tuple[Scope, ...] = ()
+    adapters: str = ""
+    expires_at_ms: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ from octavo_cli.answers import (
 )
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.fleet import EvictReport, View
+from octavo_shared.messages.grants import GrantRole
 from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     HistoryEntry,
     HistoryList,
-    KeyIssued,
-    Role,
     TenantCreated,
     UploadBegun,
 )
+from octavo_shared.messages.keys import KEYS_PAGE_MAX, KeyInfo, KeyIssued, KeyList, Role, Scope
 from octavo_shared.messages.ledger import AuditPage, RevisionProof
 from octavo_shared.references import parse_reference
 
@@ -69,8 +69,38 @@ class Client:
     def create_tenant(self, tenant: str) -> TenantCreated:
         return self._call("POST", "/v1/tenants", TenantCreated, {"tenant": tenant})
 
-    def create_key(self, tenant: str, user: str, role: Role = Role.USER) -> NewKey:
-        return self._call("POST", f"/v1/tenants/{_part(tenant)}/keys", NewKey, {"user": user, "role": role.value})
+    def create_key(
+        self,
+        tenant: str,
+        user: str,
+        role: Role = Role.USER,
+        *,
+        scopes: Sequence[Scope] = (),
+        adapters: str = "",
+        lifetime_s: int | None = None,
+        label: str = "",
+    ) -> NewKey:
+        body: dict[str, object] = {"user": user, "role": role, "scopes": list(scopes), "adapters": adapters,
+                                   "lifetime_s": lifetime_s, "label": label}  # fmt: skip
+        return self._call("POST", f"/v1/tenants/{_part(tenant)}/keys", NewKey, body)
+
+    def rotate_key(self, key_id: str, overlap_s: int, lifetime_s: int | None = None) -> NewKey:
+        body: dict[str, object] = {"overlap_s": overlap_s, "lifetime_s": lifetime_s}
+        return self._call("POST", f"/v1/keys/{_part(key_id)}/rotate", NewKey, body)
+
+    def keys(self, principal: str = "") -> Iterator[KeyInfo]:
+        """Yield one's own keys, or those of ``principal``, a page at a time."""
+        after = ""
+        while True:
+            query = urlencode({"limit": KEYS_PAGE_MAX, "after": after, "principal": principal})
+            page = self._call("GET", f"/v1/keys?{query}", KeyList)
+            yield from page.keys
+            if not (after := page.next_after):
+                return
+
+    def whoami(self) -> KeyInfo:
+        """Return what the key in use is."""
+        return self._call("GET", "/v1/key", KeyInfo)
 
     def revoke_key(self, key_id: str) -> KeyIssued:
         return self._call("DELETE", f"/v1/keys/{_part(key_id)}", KeyIssued)
@@ -141,8 +171,8 @@ class Client:
     def tag(self, adapter: str, add: Sequence[str], remove: Sequence[str]) -> AdapterInfo:
         return self._call("POST", f"{_path(adapter)}/tags", AdapterInfo, {"add": list(add), "remove": list(remove)})
 
-    def grant(self, adapter: str, principal: str) -> AdapterInfo:
-        return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal})
+    def grant(self, adapter: str, principal: str, role: GrantRole = GrantRole.USER) -> AdapterInfo:
+        return self._call("POST", f"{_path(adapter)}/grants", AdapterInfo, {"principal": principal, "role": role})
 
     def revoke(self, adapter: str, principal: str) -> AdapterInfo:
         return self._call("DELETE", f"{_path(adapter)}/grants/{_part(principal)}", AdapterInfo)

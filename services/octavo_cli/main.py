@@ -9,24 +9,28 @@ from typing import Annotated
 
 import typer
 
-from octavo_cli import registry_commands, revision_commands
+from octavo_cli import key_commands, registry_commands, revision_commands
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
 from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
+from octavo_cli.registry_commands import granted_to
 from octavo_cli.verify_command import verify as verify_here
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.grants import GrantRole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Personal adapters on one frozen base model.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Tenants (admin).")
-key_app = typer.Typer(no_args_is_help=True, help="API keys (admin, or an owner in its own tenant).")
+older_key_app = typer.Typer(help="The older form of `keys`.")
+older_key_app.command("create")(key_commands.create)
+older_key_app.command("revoke")(key_commands.revoke)
 nats_app = typer.Typer(no_args_is_help=True, help="Who may do what on the NATS of a deployment.")
 app.add_typer(tenant_app, name="tenant")
-app.add_typer(key_app, name="key")
+app.add_typer(key_commands.key_app, name="keys")
+app.add_typer(older_key_app, name="key", hidden=True)
 app.add_typer(nats_app, name="nats")
 
 Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
@@ -156,19 +160,27 @@ app.command(context_settings={"ignore_unknown_options": True})(revision_commands
 
 
 @app.command()
-def grant(adapter: Adapter, principal: Principal, gateway: Gateway, key: Key) -> None:
-    """Let somebody use an adapter."""
+def grant(
+    adapter: Adapter,
+    principal: Principal,
+    gateway: Gateway,
+    key: Key,
+    role: Annotated[GrantRole, typer.Option(help="user uses it, editor also changes it, auditor only looks")] = (
+        GrantRole.USER
+    ),
+) -> None:
+    """Let somebody have a role on an adapter, instead of any other that they had."""
     with Client(gateway, key) as client:
-        info = client.grant(adapter, principal)
-    typer.echo(f"{info.name} is granted to {', '.join(info.grants)}")
+        info = client.grant(adapter, principal, role)
+    typer.echo(f"{info.name} is granted to {granted_to(info)}")
 
 
 @app.command()
 def revoke(adapter: Adapter, principal: Principal, gateway: Gateway, key: Key) -> None:
-    """Take a grant back."""
+    """Take somebody's role back."""
     with Client(gateway, key) as client:
         info = client.revoke(adapter, principal)
-    typer.echo(f"{info.name} is granted to {', '.join(info.grants) or 'nobody else'}")
+    typer.echo(f"{info.name} is granted to {granted_to(info) or 'nobody else'}")
 
 
 @app.command()
@@ -195,22 +207,6 @@ def tenant_create(tenant: str, gateway: Gateway, key: Key) -> None:
     """Create a tenant."""
     with Client(gateway, key) as client:
         typer.echo(f"created {client.create_tenant(tenant).tenant}")
-
-
-@key_app.command("create")
-def key_create(tenant: str, user: str, gateway: Gateway, key: Key, role: Role = Role.USER) -> None:
-    """Create a key and print its text, which is shown only now."""
-    with Client(gateway, key) as client:
-        fresh = client.create_key(tenant, user, role)
-    typer.echo(fresh.key)
-    typer.echo(f"key {fresh.key_id} of {fresh.principal}, role {fresh.role}; keep it, it is not shown again", err=True)
-
-
-@key_app.command("revoke")
-def key_revoke(key_id: str, gateway: Gateway, key: Key) -> None:
-    """Revoke a key."""
-    with Client(gateway, key) as client:
-        typer.echo(f"revoked {client.revoke_key(key_id).key_id}")
 
 
 @nats_app.command("config")

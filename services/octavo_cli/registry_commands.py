@@ -63,29 +63,29 @@ def pull(target: Target, reference: str, folder: Path) -> None:
 
 def list_adapters(target: Target, wanted: dict[str, str]) -> None:
     """Print the adapters of this key that are ``wanted``; sizes and state are those of the latest revision."""
-    table = _table(
+    rows = table(
         "adapter", "owner", "aliases", "revisions", "state", "rank", "MiB", "digest", "tags", "granted to"
     )  # fmt: skip
     with Client(target.gateway, target.key) as client:
         for info in client.adapters(**wanted):
             latest = info.latest
-            table.add_row(
+            rows.add_row(
                 info.name, info.owner, aliases_of(info), str(info.num_revisions), info.state,
                 str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}", latest.digest[_SHORT_DIGEST],
-                ", ".join(info.tags), ", ".join(info.grants),
+                ", ".join(info.tags), granted_to(info),
             )  # fmt: skip
-    _console().print(table)
+    console().print(rows)
 
 
 def history(target: Target, adapter: str) -> None:
     """Print what happened to ``adapter``, newest first."""
-    table = _table("when", "what", "who", "revision", "detail", "sequence")
+    rows = table("when", "what", "who", "revision", "detail", "sequence")
     with Client(target.gateway, target.key) as client:
         for entry in client.history(adapter):
             when = datetime.fromtimestamp(entry.at_ms / 1000).astimezone().isoformat(" ", "seconds")
             revision = f"{entry.revision.number} ({entry.state})" if entry.revision else ""
-            table.add_row(when, entry.kind, entry.actor, revision, entry.detail, str(entry.sequence))
-    _console().print(table)
+            rows.add_row(when, entry.kind, entry.actor, revision, entry.detail, str(entry.sequence))
+    console().print(rows)
 
 
 def aliases_of(info: AdapterInfo) -> str:
@@ -94,34 +94,42 @@ def aliases_of(info: AdapterInfo) -> str:
     return ", ".join(f"{alias} {number}{shares.get(alias, '')}" for alias, number in sorted(info.aliases.items()))
 
 
+def granted_to(info: AdapterInfo) -> str:
+    """Return in one line who else has a role on an adapter; without one said they use it."""
+    roles = dict.fromkeys(info.grants, "") | dict.fromkeys(info.editors, " (editor)")
+    roles |= dict.fromkeys(info.auditors, " (auditor)")
+    return ", ".join(f"{who}{role}" for who, role in sorted(roles.items()))
+
+
 def fleet(target: Target) -> None:
     """Print each worker with its load and tiers."""
-    table = _table("worker", "state", "base", "running", "waiting", "free pages", "resident", "warm", "local")
+    rows = table("worker", "state", "base", "running", "waiting", "free pages", "resident", "warm", "local")
     with Client(target.gateway, target.key) as client:
         view = client.fleet()
     for worker in view.workers:
-        table.add_row(
+        rows.add_row(
             worker.worker_id, worker.state, worker.base_name, str(worker.num_running), str(worker.num_waiting),
             f"{worker.num_pages_free} of {worker.num_pages}",
             *map(_use, (worker.resident, worker.warm, worker.local)),
         )  # fmt: skip
-    console = _console()
-    console.print(table)
-    console.print(f"ordered so far: {view.num_prefetches_ordered} prefetches, {view.num_evicts_ordered} evictions")
+    out = console()
+    out.print(rows)
+    out.print(f"ordered so far: {view.num_prefetches_ordered} prefetches, {view.num_evicts_ordered} evictions")
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold")
+def table(*columns: str) -> Table:
+    """Return a table whose cells are folded where the terminal ends."""
+    made = Table(box=None, header_style="bold")
     for column in columns:
         # Names are folded, never cut: a cut one could not be copied.
-        table.add_column(column, overflow="fold")
-    return table
+        made.add_column(column, overflow="fold")
+    return made
 
 
-def _console() -> Console:
+def console() -> Console:
     """A console as wide as the terminal; a pipe or a file has no width, so rows there are never folded."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def _use(tier: TierUse) -> str:

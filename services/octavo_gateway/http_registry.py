@@ -181,7 +181,7 @@ class RegistryRoutes:
 
         @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)
         async def grant(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
-            """Let somebody use the adapter."""
+            """Let somebody have a role on the adapter."""
             credential = caller_of(request)
             body = decode_body(await read_body(request), GrantBody)
             order = Grant(
@@ -189,6 +189,7 @@ class RegistryRoutes:
                 idempotency_key=idempotency_key_of(request),
                 adapter=adapter_name(tenant, name),
                 principal=body.principal,
+                role=body.role,
             )
             return await self._identity.call(order, AdapterInfo)
 
@@ -196,7 +197,7 @@ class RegistryRoutes:
         async def revoke(
             request: AnyRequest, tenant: FromPath[str], name: FromPath[str], principal: FromPath[str]
         ) -> AdapterInfo:
-            """Take a grant back."""
+            """Take somebody's role back."""
             order = Revoke(
                 credential=caller_of(request),
                 idempotency_key=idempotency_key_of(request),

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 
 from octavo_shared.messages.generation import Tier
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.grants import GrantRole
 from octavo_shared.references import SERVING, Fingerprint
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
@@ -13,11 +13,6 @@ Number = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 
 class TenantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenant: str
-
-
-class KeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    user: str
-    role: Role = Role.USER
 
 
 class UploadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,19 +65,11 @@ class TagBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class GrantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principal: str
+    role: GrantRole = GrantRole.USER
 
 
 class EvictBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tier: Tier = Tier.COLD
-
-
-class KeyReply(msgspec.Struct, frozen=True):
-    """A fresh key. ``key`` is shown once and kept nowhere."""
-
-    key: str
-    key_id: str
-    principal: str
-    role: Role
 
 
 class UploadReply(msgspec.Struct, frozen=True):

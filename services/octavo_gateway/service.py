@@ -13,6 +13,7 @@ from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_registry import RegistryRoutes
@@ -62,6 +63,7 @@ class Gateway:
             *LifecycleRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
+            *KeyRoutes(identity).handlers(),
         ]
         self._is_stopping = False
         self._app = build_app(routes, self.is_ready)

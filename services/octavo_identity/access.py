@@ -1,76 +1,134 @@
-"""Who may do what. Pure: a key's record and a head in, an answer or an error out."""
+"""Who may do what. Pure: a key's record and a head in, an answer or an error out.
+
+Who may not even see an adapter gets the one answer, as if it were not there; who sees it gets a plain no.
+"""
 
 from octavo_identity.records import AdapterHead, KeyHead
+from octavo_identity.rights import Right, covers, rights, scopes_of
 from octavo_shared.errors import AdapterNotFound, NotPermitted
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role, Scope
 
-_RANK = {Role.USER: 0, Role.OWNER: 1, Role.ADMIN: 2}
+_ROLES_OF = {
+    Role.ADMIN: frozenset(Role),
+    Role.OWNER: frozenset({Role.OWNER, Role.USER}),
+    Role.USER: frozenset({Role.USER}),
+    Role.AUDITOR: frozenset({Role.AUDITOR}),
+}
+"""Role → those that do no more. An auditor sees a whole tenant, so it is not less than an owner."""
+
+
+def may(key: KeyHead, head: AdapterHead, right: Right) -> bool:
+    """Tell whether ``key`` has ``right`` on the adapter."""
+    return right in rights(key, head)
 
 
 def may_use(key: KeyHead, head: AdapterHead) -> bool:
     """Owners use what they own, others what they or their whole tenant were granted. Admins get no way in."""
-    return key.principal == head.owner or key.principal in head.grants or f"*@{key.tenant}" in head.grants
+    return may(key, head, Right.USE)
+
+
+def check_see(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to all who have a role on the adapter; not there and not yours are one answer."""
+    return _check(key, head, Right.SEE, "see this adapter")
 
 
 def check_use(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
-    """Return ``head``; not there and not yours are one answer."""
-    if head is None or not may_use(key, head):
-        raise AdapterNotFound
-    return head
+    """Return ``head`` to its owner, editors and users; not there and not yours are one answer."""
+    return _check(key, head, Right.USE, "use this adapter")
+
+
+def check_edit(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner and editors. Others who may know of it get a plain no, the rest the one answer."""
+    return _check(key, head, Right.EDIT, "change this adapter")
 
 
 def check_own(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
-    """Return ``head`` to its owner. Users who may know of it get a plain no, others the one answer."""
-    head = check_use(key, head)
-    if key.principal != head.owner:
-        raise NotPermitted("change this adapter")
-    return head
+    """Return ``head`` to its owner. Others who may know of it get a plain no, the rest the one answer."""
+    return _check(key, head, Right.OWN, "do what the owner of this adapter does")
 
 
 def check_locate(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
-    return _check_own_or_admin(key, head, "evict this adapter")
+    """Return ``head`` to its owner and to admins, who need no right to use it."""
+    return _check(key, head, Right.LOCATE, "evict this adapter")
 
 
 def check_verify(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
-    """Return ``head`` to its owner and to admins: events hold who else may use the adapter, which users do not see."""
-    return _check_own_or_admin(key, head, "verify this adapter")
+    """Return ``head`` to its owner, its auditors and admins: events hold who may use it, which others do not see."""
+    return _check(key, head, Right.AUDIT, "verify this adapter")
 
 
-def _check_own_or_admin(key: KeyHead, head: AdapterHead | None, action: str) -> AdapterHead:
-    """Return ``head`` to its owner and to admins, who need no right to use it. Users get a plain no."""
-    if head is not None and key.role is Role.ADMIN:
+def _check(key: KeyHead, head: AdapterHead | None, right: Right, action: str) -> AdapterHead:
+    found = rights(key, head) if head is not None else Right.NONE
+    if head is not None and right in found:
         return head
-    head = check_use(key, head)
-    if key.principal != head.owner:
+    if Right.SEE in found:
         raise NotPermitted(action)
-    return head
+    raise AdapterNotFound
 
 
-def check_push(key: KeyHead, tenant: str, head: AdapterHead | None) -> None:
-    """Owners push to adapters of their tenant, admins to those of any, that are new or their own.
+def check_push(key: KeyHead, name: str, head: AdapterHead | None) -> None:
+    """Let editors push to what is there, and owners of the tenant, or admins, begin what is new.
 
-    Pushing where another principal's adapter is gets the same answer as using it.
+    Pushing where another principal's adapter is gets the same answer as using it: whatever is asked of the key alone
+    is asked first, so that only those who may begin adapters learn that a name is taken.
     """
-    if key.role is not Role.ADMIN:
-        if key.tenant != tenant:
-            raise AdapterNotFound
-        if key.role is not Role.OWNER:
-            raise NotPermitted("push adapters")
+    if head is not None and may(key, head, Right.SEE):
+        check_edit(key, head)
+        return
+    tenant = name.partition("/")[0]
+    if not covers(key.adapters, name) or (key.role is not Role.ADMIN and key.tenant != tenant):
+        raise AdapterNotFound
+    if key.role not in (Role.OWNER, Role.ADMIN) or Scope.PUSH not in scopes_of(key):
+        raise NotPermitted("push adapters")
     if head is not None:
-        check_own(key, head)
+        raise AdapterNotFound
 
 
-def check_admin(key: KeyHead, action: str) -> None:
-    if key.role is not Role.ADMIN:
+def check_scope(key: KeyHead, scope: Scope, action: str) -> None:
+    """Hold a request that is about no adapter to what the key is for; one for some adapters is for nothing else."""
+    if key.adapters or scope not in scopes_of(key):
         raise NotPermitted(action)
 
 
-def check_issue_key(key: KeyHead, principal: str, role: Role) -> None:
-    """Admins issue any key. Others issue keys for themselves only: a key for another principal is that principal."""
-    if key.role is not Role.ADMIN and (key.principal != principal or _RANK[role] > _RANK[key.role]):
+def check_admin(key: KeyHead, action: str, scope: Scope = Scope.MANAGE) -> None:
+    if key.role is not Role.ADMIN:
+        raise NotPermitted(action)
+    check_scope(key, scope, action)
+
+
+def does_no_more(key: KeyHead, than: KeyHead) -> bool:
+    """Tell whether whatever ``key`` may do for its principal, ``than`` may do for its own."""
+    return (
+        key.role in _ROLES_OF[than.role]
+        and set(scopes_of(key)) <= set(scopes_of(than))
+        and covers(than.adapters, key.adapters)
+    )
+
+
+def check_issue_key(key: KeyHead, new: KeyHead) -> None:
+    """Admins issue keys to all. Others issue them to themselves only: a key of another principal is that principal.
+
+    Nobody issues a key that does more than the one in use.
+    """
+    is_ones_own = key.principal == new.principal or key.role is Role.ADMIN
+    if not (is_ones_own and Scope.MANAGE in scopes_of(key) and does_no_more(new, key)):
         raise NotPermitted("issue this key")
 
 
-def may_revoke_key(key: KeyHead, other: KeyHead) -> bool:
-    """Admins revoke any key, others their own ones that may do no more than ``key`` itself."""
-    return key.role is Role.ADMIN or (key.principal == other.principal and _RANK[other.role] <= _RANK[key.role])
+def may_end_key(key: KeyHead, other: KeyHead) -> bool:
+    """Every key revokes or rotates itself; else admins any, and others their own that do no more than ``key``."""
+    if key.key_id == other.key_id:
+        return True
+    is_ones_own = key.principal == other.principal and does_no_more(other, key)
+    return Scope.MANAGE in scopes_of(key) and (is_ones_own or (key.role is Role.ADMIN and not key.adapters))
+
+
+def check_list_keys(key: KeyHead, principal: str) -> None:
+    """All see their own keys, auditors those of their tenant, admins everybody's."""
+    action = "list these keys"
+    if principal == key.principal:
+        check_scope(key, Scope.MANAGE, action)
+    elif key.role is Role.AUDITOR and principal.partition("@")[2] == key.tenant:
+        check_scope(key, Scope.AUDIT, action)
+    else:
+        check_admin(key, action)

@@ -51,7 +51,7 @@ class Branching:
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
-            access.check_push(key, reference.tenant, now)
+            access.check_push(key, reference.name, now)
             if now is not None:
                 raise NameTaken(reference.name)
             # Copying takes its time; what was revoked or retired meanwhile is not to be had any more.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.records import AdapterHead, RegistryEvent, parse_object_key
+from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, parse_object_key
 from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
-_VERSION = 4
+_VERSION = 5
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS revisions (
     adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
     PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
@@ -54,6 +55,7 @@ _LAST_NAME = "SELECT COUNT(*), MAX(name) FROM page"
 _ABSENT = "SELECT NOT EXISTS (SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ? AND object_key = ?)"
 _BY_NUMBER = "SELECT sequence FROM revisions WHERE adapter_id = ? AND number = ?"
 _BY_DIGEST = "SELECT sequence FROM revisions WHERE adapter_id = ? AND digest = ? ORDER BY number DESC LIMIT 1"
+_KEYS = "SELECT key_id FROM keys WHERE principal = ? AND key_id > ? ORDER BY key_id LIMIT ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
@@ -84,7 +86,10 @@ class Page:
 
 
 class Catalogue:
-    """Adapters, their users and revisions. A file that cannot be used is deleted and begun anew: it can be rebuilt."""
+    """Adapters, their users and revisions, and whose keys there are.
+
+    A file that cannot be used is deleted and begun anew: it can be rebuilt.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,6 +129,9 @@ class Catalogue:
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)
+                elif isinstance(event.head, KeyHead):
+                    rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
+                    self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
 
@@ -134,7 +142,7 @@ class Catalogue:
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
-        users = {(who, head.name) for who in (head.owner, *head.grants)}
+        users = {(who, head.name) for who in (head.owner, *head.grants, *head.auditors)}
         self._writer.executemany("INSERT INTO users VALUES (?, ?)", users)
         if (stored := event.revision) is not None:
             revision = stored.revision
@@ -144,7 +152,7 @@ class Catalogue:
     def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
         """Return heads of adapters that match, by name, after ``after``.
 
-        For a ``reader`` (principal and tenant) they are those that it or its whole tenant may use, else all.
+        For a ``reader`` (principal and tenant) they are those that it or its whole tenant has a role on, else all.
         """
         num_names = _NAMES_MAX if search.is_narrow else num_max
         principal, tenant = reader or ("", "")
@@ -163,6 +171,11 @@ class Catalogue:
         if len(heads) == num_max:
             return Page(heads, heads[-1].name)
         return Page(heads, last_seen if num_seen == num_names else None)
+
+    def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
+        """Return up to ``num_max`` ids of keys of ``principal``, which may be ``*@tenant``, after ``after``."""
+        with self._lock:
+            return [key_id for (key_id,) in self._reader.execute(_KEYS, (principal, after, num_max))]
 
     def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where the revision of this number, or else the newest of this digest, was added."""

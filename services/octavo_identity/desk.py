@@ -9,6 +9,7 @@ from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead
 from octavo_identity.registry import Make, Registry
+from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
 from octavo_shared import subjects
 from octavo_shared.errors import AdapterNotFound, InvalidRequest
@@ -43,7 +44,7 @@ class Desk:
     async def head_to_push(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
         """Return the head of an adapter that ``key`` may push to, None for one that it may begin."""
         head = await self.registry.head(reference)
-        access.check_push(key, reference.tenant, head)
+        access.check_push(key, reference.name, head)
         if key.role is Role.ADMIN and not await self.has_tenant(reference.tenant):
             raise AdapterNotFound
         return head
@@ -57,7 +58,9 @@ class Desk:
         """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it."""
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
             raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
-        head, sequence = await self.registry.change(reference, key.principal, write, make)
+        head, sequence = await self.registry.change(
+            reference, key.principal, write, make, lambda now: access.check_see(key, now)
+        )
         self.projection.expect(sequence)
         return head
 
@@ -71,12 +74,13 @@ def adapter_reference(text: str) -> Reference:
 
 
 def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
-    """Return a head as ``key`` may see it: who else may use it is the owner's business alone."""
+    """Return a head as ``key`` may see it: who else may use it is for its owner and its auditors."""
     newest = max(head.revisions, key=lambda stored: stored.revision.number)
-    grants = head.grants if key.principal == head.owner else ()
+    found = rights(key, head)
     # An admin, who sees a whole tenant, need not be one to whom the pusher's words were addressed.
-    latest = newest.revision if access.may_use(key, head) else msgspec.structs.replace(newest.revision, note="")
+    latest = newest.revision if Right.SEE in found else msgspec.structs.replace(newest.revision, note="")
+    roles = (head.grants, head.editors, head.auditors) if Right.SEE | Right.AUDIT in found else ((), (), ())
     return AdapterInfo(
-        head.name, head.adapter_id, head.owner, head.aliases, latest, grants, head.num_revisions,
-        state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired,
+        head.name, head.adapter_id, head.owner, head.aliases, latest, roles[0], head.num_revisions,
+        state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired, roles[1], roles[2],
     )  # fmt: skip

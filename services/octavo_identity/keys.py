@@ -13,11 +13,14 @@ from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import RevisionConflict, Unauthenticated
-from octavo_shared.messages.identity import Credential, Role
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
 from octavo_shared.telemetry import log
 
 ADMIN_PRINCIPAL = "admin@octavo"
 _NO_SECRET = bytes(32)
+_NO_KEY_ID = "none"
+"""Of the form of no key's id, so nothing is ever found there."""
 _KEY_TEXT = re.compile(r"oct_([0-9a-f]{16})_([0-9a-f]{64})\Z")
 _KEY_ID = re.compile(r"[0-9a-f]{16}\Z")
 
@@ -27,14 +30,24 @@ def is_key_id(text: str) -> bool:
     return _KEY_ID.match(text) is not None
 
 
+def has_expired(head: KeyHead, now_ms: int) -> bool:
+    """Tell whether the key's time is over by this machine's clock."""
+    return 0 < head.expires_at_ms <= now_ms
+
+
 async def authenticate(heads: HeadStore, credential: Credential) -> KeyHead:
-    """Return the key's record; an unknown, a wrong and a revoked key are one answer."""
-    found = await heads.read(subjects.key_head(credential.key_id)) if is_key_id(credential.key_id) else None
+    """Return the key's record; an unknown, a wrong, an expired and a revoked key are one answer.
+
+    Each costs one leader read and one comparison, whichever it is. Nothing is remembered: what the leader has now is
+    what counts, and expiry is by this machine's clock.
+    """
+    key_id = credential.key_id if is_key_id(credential.key_id) else _NO_KEY_ID
+    found = await heads.read(subjects.key_head(key_id))
     head = found[0].head if found else None
     stored = head.secret_sha256 if isinstance(head, KeyHead) else _NO_SECRET
-    # Compared also when the key is unknown, so that both answers take as long.
     is_right = hmac.compare_digest(stored, credential.secret_sha256)
-    if not is_right or not isinstance(head, KeyHead) or head.is_revoked:
+    is_ended = not isinstance(head, KeyHead) or head.is_revoked or has_expired(head, wall_ms())
+    if not is_right or is_ended or not isinstance(head, KeyHead):
         raise Unauthenticated
     return head
 
@@ -53,7 +66,8 @@ async def ensure_admin_key(heads: HeadStore, path: Path) -> None:
     subject = subjects.key_head(key_id)
     if await heads.read(subject) is not None:
         return
-    head = KeyHead(key_id, hashlib.sha256(bytes.fromhex(secret)).digest(), ADMIN_PRINCIPAL, "octavo", Role.ADMIN)
+    head = KeyHead(key_id, hashlib.sha256(bytes.fromhex(secret)).digest(), ADMIN_PRINCIPAL, "octavo", Role.ADMIN,
+                   issued_at_ms=wall_ms())  # fmt: skip
     try:
         await heads.append(subject, RegistryEvent("key_issued", "identity", wall_ms(), 0, head))
     except RevisionConflict:

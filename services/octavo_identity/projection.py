@@ -186,6 +186,10 @@ class Projection:
         reader = (key.principal, key.tenant) if key is not None else None
         return await self._read(lambda: self._catalogue.find(search, reader, after, num_max))
 
+    async def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
+        """Return ids of keys of ``principal`` (``*@tenant``: of all of the tenant) after ``after``, in order."""
+        return await self._read(lambda: self._catalogue.find_keys(principal, after, num_max))
+
     async def find_revision(self, adapter_id: AdapterId, number: int | None, digest: Digest | None) -> Hint:
         """Return where a revision should be found in the stream; whoever uses it looks there."""
         try:

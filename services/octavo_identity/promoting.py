@@ -17,7 +17,10 @@ _REVISION_NUMBER_MAX = 999_999_999
 
 
 class Promoting:
-    """One method per verb, of the same name. All are for the adapter's owner, and idempotent by key."""
+    """One method per verb, of the same name, idempotent by key.
+
+    All are for the owner and editors, but for ``retire``, which has no way back and is the owner's.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -37,7 +40,7 @@ class Promoting:
             raise InvalidRequest("share", f"is a percentage from 0 to 100 that only '{CANARY}' has")
 
         async def move(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             before = owned.aliases.get(alias)
             if request.expected is not None and request.expected != (before or 0):
                 raise AliasMoved(alias, expected=request.expected, actual=before or 0)
@@ -63,7 +66,7 @@ class Promoting:
             _check_number(request.number)
 
         async def move(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             # What to go back to depends on the head that is replaced, not on one that was read before.
             number = await self._number_before(owned, reference, alias) if request.number is None else request.number
             target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
@@ -91,7 +94,7 @@ class Promoting:
             raise InvalidRequest("alias", f"must be another one: '{SERVING}' moves and is never removed")
 
         async def remove(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             if alias not in owned.aliases:
                 raise AdapterNotFound
             return Change("alias_removed", without(owned, alias), f"{alias}: {owned.aliases[alias]} -> None")

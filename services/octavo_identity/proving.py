@@ -1,4 +1,4 @@
-"""Verbs that show the ledger with its proofs: one revision to its owner, everything to admins."""
+"""Verbs that show the ledger with its proofs: one revision to its owner and auditors, everything to admins."""
 
 from octavo_identity import access
 from octavo_identity.desk import Desk
@@ -25,7 +25,7 @@ class Proving:
     async def prove(self, request: messages.Prove) -> RevisionProof:
         """Return the event that made a revision and what proves that it is in the ledger. Reads only.
 
-        Raises ``NotPermitted`` for those who may only use the adapter, ``AdapterNotFound`` for all others, and
+        Raises ``NotPermitted`` for those who may only use or edit the adapter, ``AdapterNotFound`` for all others, and
         ``DependencyUnavailable`` while the event is not under a signed root yet.
         """
         key = await self._desk.authenticate(request.credential)

@@ -87,7 +87,7 @@ class Pushing:
         )  # fmt: skip
 
         async def add(now: AdapterHead | None) -> Change:
-            access.check_push(key, reference.tenant, now)
+            access.check_push(key, reference.name, now)
             if (now.num_revisions if now else 0) + 1 != number:
                 raise _Overtaken(now)
             parent = _served(now)

@@ -7,7 +7,8 @@ import re
 
 import msgspec
 
-from octavo_shared.messages.identity import Revision, Role
+from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.references import AdapterId, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
@@ -28,12 +29,24 @@ class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
 
 
 class KeyHead(msgspec.Struct, frozen=True, tag="key"):
+    """No ``scopes``: all of them; no ``adapters``: all; ``expires_at_ms`` 0: never; ``issued_at_ms`` 0: not known.
+
+    ``issuer`` is the id of the key that made this one, ``successor`` that of the one it was rotated to.
+    """
+
     key_id: str
     secret_sha256: bytes
     principal: str
     tenant: str
     role: Role
     is_revoked: bool = False
+    scopes: tuple[Scope, ...] = ()
+    adapters: str = ""
+    label: str = ""
+    issued_at_ms: int = 0
+    expires_at_ms: int = 0
+    issuer: str = ""
+    successor: str = ""
 
 
 class StoredRevision(msgspec.Struct, frozen=True):
@@ -50,6 +63,9 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     ``writes`` are marks of the latest idempotency keys, the newest last: the broker's own de-duplication forgets
     after minutes. ``retired`` are ranges of numbers, so the head knows what may not be served of revisions that it has
     forgotten. ``trails`` are the numbers that each alias named before, the latest last.
+
+    ``grants`` are those who may use the adapter, ``editors`` those of them who may change it, ``auditors`` those who
+    see its history. So a reader of heads who knows only ``grants`` lets nobody do more than they may.
     """
 
     adapter_id: AdapterId
@@ -65,6 +81,8 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     canary_percent: int = 0
     retired: tuple[tuple[int, int], ...] = ()
     trails: dict[str, tuple[int, ...]] = {}
+    editors: tuple[str, ...] = ()
+    auditors: tuple[str, ...] = ()
 
 
 Head = DeploymentHead | TenantHead | KeyHead | AdapterHead

@@ -36,6 +36,9 @@ class Change:
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
 
+Check = Callable[[AdapterHead], object]
+"""Raises when the caller may not have what is of this adapter."""
+
 
 class Registry:
     """Reads and changes adapter heads. Names come in; only derived ids reach subjects."""
@@ -57,12 +60,15 @@ class Registry:
         found = await self._heads.read(self._subject(reference.tenant, reference.adapter))
         return _adapter_head(found[0]) if found else None
 
-    async def change(self, reference: Reference, actor: str, write: str, make: Make) -> tuple[AdapterHead, int]:
+    async def change(
+        self, reference: Reference, actor: str, write: str, make: Make, check_repeat: Check = lambda head: None
+    ) -> tuple[AdapterHead, int]:
         """Append what ``make`` makes of the current head; returns the new head and its sequence.
 
         ``make`` checks permission and raises; it is called again when another writer was first, a bounded number
         of times. A ``write`` (idempotency key) that the head remembers changes nothing and returns the head that it
-        made then. One that had nothing to change left no event, so no head remembers it.
+        made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since.
+        One that had nothing to change left no event, so no head remembers it.
         """
         mark = write_mark(actor, write)
         subject = self._subject(reference.tenant, reference.adapter)
@@ -70,6 +76,7 @@ class Registry:
             found = await self._heads.read(subject)
             head, sequence = (_adapter_head(found[0]), found[1]) if found else (None, 0)
             if head is not None and mark in head.writes:
+                check_repeat(head)
                 return await self.head_of_write(reference, mark), sequence
             change = await make(head)
             if change is None:

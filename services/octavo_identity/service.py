@@ -12,6 +12,7 @@ from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
@@ -77,6 +78,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Branching(desk, staging),
                     Tenancy(desk),
                     Proving(desk, ledger),
+                    Keyring(desk),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -96,14 +98,23 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
 
 
 def _handlers(
-    verbs: Verbs, pushing: Pushing, promoting: Promoting, branching: Branching, tenancy: Tenancy, proving: Proving
+    verbs: Verbs,
+    pushing: Pushing,
+    promoting: Promoting,
+    branching: Branching,
+    tenancy: Tenancy,
+    proving: Proving,
+    keyring: Keyring,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
         "locate": verbs.locate,
         "create_tenant": tenancy.create_tenant,
-        "issue_key": tenancy.issue_key,
-        "revoke_key": tenancy.revoke_key,
+        "whoami": keyring.whoami,
+        "issue_key": keyring.issue_key,
+        "rotate_key": keyring.rotate_key,
+        "revoke_key": keyring.revoke_key,
+        "list_keys": keyring.list_keys,
         "begin_upload": pushing.begin_upload,
         "check_upload": pushing.check_upload,
         "commit": pushing.commit,

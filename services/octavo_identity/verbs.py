@@ -9,23 +9,25 @@ import msgspec
 from octavo_identity import access
 from octavo_identity.aliases import alias_for
 from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.granting import with_grant, without_grant
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
 from octavo_identity.registry import Change
+from octavo_identity.rights import Right, covers, grant_role, scopes_of
 from octavo_identity.search import Search
 from octavo_identity.states import state_of
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import AdapterInfo, Role
+from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.references import PRINCIPAL_PATTERN, check_name, parse_reference
 
-_GRANTS_MAX = 256
 _TAGS_MAX = 16
 _LIST_MAX = 1_000
 _LIST_ROUNDS_MAX = 8
 _CONFIRMATIONS_MAX = 16
-_OWNERS_EVENTS = frozenset({"granted", "revoked"})
-_OWNERS_DETAILS = frozenset({"branched"})
+_AUDITORS_EVENTS = frozenset({"granted", "revoked"})
+_AUDITORS_DETAILS = frozenset({"branched"})
 """Others see that it happened, but not which adapter of whom it came from."""
 
 
@@ -41,7 +43,9 @@ class Verbs:
         key = await self._desk.authenticate(request.credential)
         tenant_id = self._desk.ids.tenant(key.tenant)
         handle = None
-        if request.reference is not None:
+        if request.reference is None:
+            access.check_scope(key, Scope.USE, "use the base alone")
+        else:
             reference = parse_reference(request.reference)
             head = access.check_use(key, await self._registry.head(reference))
             if not reference.names_revision:
@@ -62,33 +66,29 @@ class Verbs:
         return messages.Resolution(key.principal, key.tenant, self._desk.ids.tenant(key.tenant), key.role, handle)
 
     async def grant(self, request: messages.Grant) -> AdapterInfo:
-        """Let a principal, or with ``*@tenant`` a whole tenant, use the adapter. Who may already is no event."""
+        """Let a principal, or with ``*@tenant`` a whole tenant, have a role on the adapter. What it has is no event."""
         key = await self._desk.authenticate(request.credential)
         principal = _principal(request.principal)
 
         async def add(now: AdapterHead | None) -> Change | None:
             owned = access.check_own(key, now)
-            if principal in owned.grants:
+            if grant_role(owned, principal) is request.role:
                 return None
-            grants = tuple(sorted({*owned.grants, principal}))
-            if len(grants) > _GRANTS_MAX:
-                raise InvalidRequest("principal", f"would be more than the {_GRANTS_MAX} that an adapter may have")
-            return Change("granted", msgspec.structs.replace(owned, grants=grants), principal)
+            return Change("granted", with_grant(owned, principal, request.role), f"{principal} as {request.role}")
 
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, add), key)
 
     async def revoke(self, request: messages.Revoke) -> AdapterInfo:
-        """Take a grant back; effective with the next request. Revoking what was not granted is no event."""
+        """Take a principal's role back; effective with the next request. Revoking what was not granted is no event."""
         key = await self._desk.authenticate(request.credential)
         principal = _principal(request.principal)
 
         async def remove(now: AdapterHead | None) -> Change | None:
             owned = access.check_own(key, now)
-            if principal not in owned.grants:
+            if grant_role(owned, principal) is None:
                 return None
-            grants = tuple(who for who in owned.grants if who != principal)
-            return Change("revoked", msgspec.structs.replace(owned, grants=grants), principal)
+            return Change("revoked", without_grant(owned, principal), principal)
 
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, remove), key)
@@ -105,7 +105,7 @@ class Verbs:
             raise InvalidRequest("tag", f"cannot be added and removed: {', '.join(sorted(both))}")
 
         async def mark(now: AdapterHead | None) -> Change:
-            owned = access.check_own(key, now)
+            owned = access.check_edit(key, now)
             tags = tuple(sorted({*owned.tags, *request.add} - {*request.remove}))
             if len(tags) > _TAGS_MAX:
                 raise InvalidRequest("tag", f"would be more than the {_TAGS_MAX} that an adapter may have")
@@ -116,7 +116,7 @@ class Verbs:
         return info(await self._desk.change(reference, key, request.idempotency_key, mark), key)
 
     async def list(self, request: messages.ListAdapters) -> messages.AdapterList:
-        """Return what the caller owns or was granted and what matches, by name; see ``ListAdapters``.
+        """Return what the caller owns or has a role on and what matches, by name; see ``ListAdapters``.
 
         Sees the writes that went through this replica. Raises ``DependencyUnavailable`` while the view of the registry
         is not whole.
@@ -125,52 +125,55 @@ class Verbs:
         _check_limit(request.num_max)
         await self._desk.projection.read_own_writes()
         search = Search.of(request)
-        is_overview = key.role is Role.ADMIN and bool(request.tenant)
-        reader = None if is_overview else key
+        reader = None if _is_overview(key, request.tenant) else key
         found: list[AdapterHead] = []
         after: str | None = request.after
         # One round, and another one where rights were taken back that the view still holds, or where little matches.
         for _ in range(_LIST_ROUNDS_MAX):
             assert after is not None
             page = await self._desk.projection.find(search, reader, after, request.num_max - len(found))
-            found += page.heads if reader is None else await self._confirmed(reader, search, page.heads)
+            if reader is None:
+                found += [head for head in page.heads if covers(key.adapters, head.name)]
+            else:
+                found += await self._confirmed(reader, search, page.heads)
             after = page.next_after
             if after is None or len(found) == request.num_max:
                 break
         return messages.AdapterList(tuple(info(head, key) for head in found), after or "")
 
     async def _confirmed(self, key: KeyHead, search: Search, seen: Sequence[AdapterHead]) -> Sequence[AdapterHead]:
-        """Return the heads that ``key`` may use; those of others as the leader has them now, if it still may."""
+        """Return the heads that ``key`` may see; those of others as the leader has them now, if it still may."""
         slots = asyncio.Semaphore(_CONFIRMATIONS_MAX)
 
         async def confirm(head: AdapterHead) -> AdapterHead | None:
             if head.owner == key.principal:
-                return head
+                return head if access.may(key, head, Right.SEE) else None
             async with slots:
                 now = await self._registry.head(parse_reference(head.name))
-            return now if now is not None and access.may_use(key, now) and search.matches(now) else None
+            return now if now is not None and access.may(key, now, Right.SEE) and search.matches(now) else None
 
         confirmed = await asyncio.gather(*(confirm(head) for head in seen))
         return [head for head in confirmed if head is not None]
 
     async def history(self, request: messages.History) -> messages.HistoryList:
-        """Return what happened to an adapter, newest first; only its owner sees who was let in and shut out."""
+        """Return what happened to an adapter, newest first; its owner and auditors see who was let in and shut out."""
         key = await self._desk.authenticate(request.credential)
         _check_limit(request.num_max)
         reference = adapter_reference(request.adapter)
-        head = access.check_use(key, await self._registry.head(reference))
+        head = access.check_see(key, await self._registry.head(reference))
+        is_auditor = access.may(key, head, Right.AUDIT)
         entries = [
             messages.HistoryEntry(
                 event.kind,
                 event.actor,
                 event.at_ms,
                 sequence,
-                event.detail if key.principal == head.owner or event.kind not in _OWNERS_DETAILS else "",
+                event.detail if is_auditor or event.kind not in _AUDITORS_DETAILS else "",
                 event.revision.revision if event.revision else None,
                 state_of(head, event.revision.revision.number) if event.revision else None,
             )
             async for event, sequence in self._registry.ledger(reference, request.num_max)
-            if key.principal == head.owner or event.kind not in _OWNERS_EVENTS
+            if is_auditor or event.kind not in _AUDITORS_EVENTS
         ]
         return messages.HistoryList(tuple(entries))
 
@@ -178,6 +181,13 @@ class Verbs:
 def _check_limit(num_max: int) -> None:
     if not 1 <= num_max <= _LIST_MAX:
         raise InvalidRequest("limit", f"must be 1 to {_LIST_MAX}")
+
+
+def _is_overview(key: KeyHead, tenant: str) -> bool:
+    """Tell whether all of ``tenant`` is listed, to admins and to its auditors, and not what they have a role on."""
+    if key.role is Role.ADMIN:
+        return bool(tenant) and Scope.MANAGE in scopes_of(key)
+    return key.role is Role.AUDITOR and tenant == key.tenant and Scope.AUDIT in scopes_of(key)
 
 
 def _principal(text: str) -> str:

@@ -23,6 +23,8 @@ _NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 NAME_PATTERN = re.compile(rf"{_NAME}\Z")
 DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 PRINCIPAL_PATTERN = re.compile(rf"({_NAME}|\*)@{_NAME}\Z")
+ADAPTERS_PATTERN = re.compile(rf"{_NAME}/({_NAME}\*?|\*)\Z")
+"""``tenant/adapter``, or with a star at the end all whose names begin so."""
 _REFERENCE = re.compile(
     rf"(?P<tenant>{_NAME})/(?P<adapter>{_NAME})"
     rf"(?:@(?P<digest>sha256:[0-9a-f]{{64}})|@(?P<number>[1-9][0-9]{{0,8}})|:(?P<alias>{_NAME}))?\Z"

@@ -83,7 +83,7 @@ async def test_who_may_use_a_branch_does_not_learn_where_it_came_from(admin: Cli
         [(entry.kind, entry.detail) for entry in (await who.ask("history", adapter="home/poems")).entries]
         for who in (alice, carol)
     ]
-    assert details == [[("granted", "carol@home"), ("branched", "from home/diary@1")], [("branched", "")]]
+    assert details == [[("granted", "carol@home as user"), ("branched", "from home/diary@1")], [("branched", "")]]
 
 
 async def test_a_branch_needs_the_right_to_use_its_source_and_to_push_where_it_goes(admin: Client) -> None:

@@ -22,8 +22,11 @@ from octavo_shared.messages.identity import (
     HistoryEntry,
     HistoryList,
     IssueKey,
+    KeyInfo,
     KeyIssued,
+    KeyList,
     ListAdapters,
+    ListKeys,
     Locate,
     Promote,
     Resolution,
@@ -34,12 +37,15 @@ from octavo_shared.messages.identity import (
     RevokeKey,
     Role,
     Rollback,
+    RotateKey,
     Tag,
     TenantCreated,
     Unalias,
     UploadBegun,
     UploadChecked,
+    Whoami,
 )
+from octavo_shared.messages.keys import Scope
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE
 
@@ -125,6 +131,12 @@ class FakeIdentity:
             case IssueKey():
                 self.writes.append(request)
                 return KeyIssued(request.key_id, f"{request.user}@{request.tenant}", request.role)
+            case RotateKey():
+                self.writes.append(request)
+                return KeyIssued(request.new_key_id, principal, role)
+            case Whoami() | ListKeys():
+                own = KeyInfo(credential.key_id, principal, role, tuple(Scope), "", "", False, False, 1, 0, "", "")
+                return own if isinstance(request, Whoami) else KeyList((own,))
             case RevokeKey():
                 return KeyIssued(request.key_id, principal, role)
             case Commit() | Rollback() | Grant() | Revoke() | Unalias() | Retire() | Branch() | Tag():

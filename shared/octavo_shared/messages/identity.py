@@ -10,23 +10,22 @@ from typing import Any
 import msgspec
 
 from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.grants import Grant as Grant
+from octavo_shared.messages.grants import GrantRole as GrantRole
+from octavo_shared.messages.grants import Revoke as Revoke
+from octavo_shared.messages.keys import IssueKey as IssueKey
+from octavo_shared.messages.keys import KeyInfo, KeyList, ListKeys, RotateKey, Whoami
+from octavo_shared.messages.keys import KeyIssued as KeyIssued
+from octavo_shared.messages.keys import RevokeKey as RevokeKey
+from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
-class Role(StrEnum):
-    ADMIN = "admin"
-    """Deployment-wide: creates tenants and keys, sees and commands the fleet."""
-    OWNER = "owner"
-    """Creates adapters in its own tenant and owns those it created."""
-    USER = "user"
-    """Uses what it owns nothing of but was granted."""
-
-
 class Resolve(Request, frozen=True, kw_only=True):
-    """``reference`` None asks for the base alone: only the key is checked."""
+    """``reference`` None asks for the base alone, which every key may use that is not narrowed to something else."""
 
     reference: str | None = None
 
@@ -53,29 +52,6 @@ class CreateTenant(Write, frozen=True, kw_only=True):
 
 class TenantCreated(msgspec.Struct, frozen=True):
     tenant: str
-
-
-class IssueKey(Write, frozen=True, kw_only=True):
-    """A new key for ``user`` of ``tenant``. The gateway makes the secret; identity only sees its hash.
-
-    Who is no admin gets keys for themselves only, of no higher role than their own.
-    """
-
-    tenant: str
-    user: str
-    role: Role
-    key_id: str
-    secret_sha256: bytes
-
-
-class KeyIssued(msgspec.Struct, frozen=True):
-    key_id: str
-    principal: str
-    role: Role
-
-
-class RevokeKey(Write, frozen=True, kw_only=True):
-    key_id: str
 
 
 class BeginUpload(Request, frozen=True, kw_only=True):
@@ -162,6 +138,10 @@ class AdapterInfo(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     retired: tuple[tuple[int, int], ...] = ()
     """Ranges of retired revisions, both ends included."""
+    editors: tuple[str, ...] = ()
+    """Those of ``grants`` who may also change it."""
+    auditors: tuple[str, ...] = ()
+    """Those who see its history and proofs, and may not use it unless they are in ``grants`` too."""
 
 
 class Rollback(Write, frozen=True, kw_only=True):
@@ -217,26 +197,12 @@ class Tag(Write, frozen=True, kw_only=True):
     remove: tuple[str, ...] = ()
 
 
-class Grant(Write, frozen=True, kw_only=True):
-    """Let ``principal`` (``user@tenant`` or ``*@tenant``) use the adapter.
-
-    One that may already leaves no trace: a repeated key of such a request is a new one. So it is with ``Revoke``.
-    """
-
-    adapter: str
-    principal: str
-
-
-class Revoke(Write, frozen=True, kw_only=True):
-    adapter: str
-    principal: str
-
-
 class ListAdapters(Request, frozen=True, kw_only=True):
-    """Adapters that the caller owns or was granted, ordered by name, after ``after``: all those that match.
+    """Adapters that the caller owns or has a role on, ordered by name, after ``after``: all those that match.
 
-    To an admin who names a ``tenant`` all its adapters are shown, which gives no right to use them. ``base`` and
-    ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter`` begins with.
+    To an admin who names a ``tenant``, and to an auditor who names its own, all its adapters are shown, which gives no
+    right to use them. ``base`` and ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter``
+    begins with.
     """
 
     after: str = ""
@@ -302,6 +268,9 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "create_tenant": (CreateTenant, TenantCreated),
     "issue_key": (IssueKey, KeyIssued),
     "revoke_key": (RevokeKey, KeyIssued),
+    "rotate_key": (RotateKey, KeyIssued),
+    "list_keys": (ListKeys, KeyList),
+    "whoami": (Whoami, KeyInfo),
     "begin_upload": (BeginUpload, UploadBegun),
     "check_upload": (CheckUpload, UploadChecked),
     "commit": (Commit, AdapterInfo),
