@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from octavo_shared.dsse import PublicKey
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.references import AdapterId, TenantId
@@ -49,6 +50,28 @@ class KeyHead(msgspec.Struct, frozen=True, tag="key"):
     successor: str = ""
 
 
+class RegisteredSigner(msgspec.Struct, frozen=True):
+    """An Ed25519 public key of 32 bytes. Until it is revoked it signs for its principal."""
+
+    public_key: bytes
+    registered_at_ms: int
+    revoked_at_ms: int | None = None
+
+    @property
+    def key_id(self) -> str:
+        return PublicKey(self.public_key).key_id
+
+
+class SignersHead(msgspec.Struct, frozen=True, tag="signers"):
+    """All signing keys that a principal ever had, the oldest first."""
+
+    principal: str
+    signers: tuple[RegisteredSigner, ...] = ()
+
+    def find(self, key_id: str) -> RegisteredSigner | None:
+        return next((one for one in self.signers if one.key_id == key_id), None)
+
+
 class StoredRevision(msgspec.Struct, frozen=True):
     """A revision, where its pack lies, and the number of the one that was served when it was pushed."""
 
@@ -85,7 +108,7 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     auditors: tuple[str, ...] = ()
 
 
-Head = DeploymentHead | TenantHead | KeyHead | AdapterHead
+Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead
 
 
 class RegistryEvent(msgspec.Struct, frozen=True):

@@ -20,11 +20,13 @@ from octavo_identity.promoting import Promoting
 from octavo_identity.proving import Proving
 from octavo_identity.pushing import Pushing
 from octavo_identity.settings import IdentitySettings
+from octavo_identity.signer_verbs import SignerVerbs
+from octavo_identity.signers import Signers
 from octavo_identity.staging import Staging
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.verbs import Verbs
-from octavo_shared import subjects
+from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus, Handler
 from octavo_shared.checkpoint import Signer
 from octavo_shared.credentials import read_credentials
@@ -48,6 +50,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
     key_file = settings.ledger_key_file
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
+    key_file = settings.provenance_key_file
+    own_seed = read_secret(key_file, "a seed of the key for statements") if key_file else ids.provenance_seed()
     store = ObjectStore(settings)
     staging = Staging(store)
     projection: Projection | None = None
@@ -68,6 +72,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
+                signers = Signers(heads, ids, dsse.Signer(own_seed))
+                await _retry(signers.ensure_registry)
                 desk = Desk(heads, ids, projection)
                 pushing = Pushing(desk, staging, settings.upload_bytes_max)
                 ledger = Ledger(heads, projection, checkpoints, signer)
@@ -79,6 +85,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Tenancy(desk),
                     Proving(desk, ledger),
                     Keyring(desk),
+                    SignerVerbs(desk, signers),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -105,6 +112,7 @@ def _handlers(
     tenancy: Tenancy,
     proving: Proving,
     keyring: Keyring,
+    signers: SignerVerbs,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
@@ -128,6 +136,9 @@ def _handlers(
         "revoke": verbs.revoke,
         "list": verbs.list,
         "history": verbs.history,
+        "register_signer": signers.register,
+        "revoke_signer": signers.revoke,
+        "list_signers": signers.list,
         "prove": proving.prove,
         "audit": proving.audit,
     }

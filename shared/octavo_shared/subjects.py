@@ -59,6 +59,11 @@ def adapter_head(shard: str, tenant_id: str, adapter_id: str) -> str:
     return f"{PREFIX}.registry.{shard}.{tenant_id}.{adapter_id}"
 
 
+def signers_head(principal_id: str) -> str:
+    """Registry subject whose last message holds a principal's signing keys."""
+    return f"{PREFIX}.keys.signers.{principal_id}"
+
+
 def key_head(key_id: str) -> str:
     """Registry subject whose last message is the API key's record."""
     return f"{PREFIX}.keys.{key_id}"

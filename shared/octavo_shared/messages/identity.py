@@ -21,6 +21,7 @@ from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
+from octavo_shared.messages.signers import ListSigners, RegisterSigner, RevokeSigner, SignerInfo, SignerList
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
@@ -284,6 +285,9 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "revoke": (Revoke, AdapterInfo),
     "list": (ListAdapters, AdapterList),
     "history": (History, HistoryList),
+    "register_signer": (RegisterSigner, SignerInfo),
+    "revoke_signer": (RevokeSigner, SignerInfo),
+    "list_signers": (ListSigners, SignerList),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
 }
