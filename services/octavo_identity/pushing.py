@@ -10,10 +10,12 @@ from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import Built, Staging
+from octavo_identity.statements import Offered, Statements
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.provenance import Made
 from octavo_shared.references import SERVING, Reference, check_name
 
 UPLOAD_AGE_MS_MAX = 45 * 60_000
@@ -24,18 +26,20 @@ _NOTE_LENGTH_MAX = 1_024
 class Pushing:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk, staging: Staging, upload_bytes_max: int) -> None:
+    def __init__(self, desk: Desk, staging: Staging, statements: Statements, upload_bytes_max: int) -> None:
         self._desk = desk
         self._staging = staging
+        self._statements = statements
         self._upload_bytes_max = upload_bytes_max
 
     async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
         """Name a staging place that only this principal can commit, to this adapter, for a while."""
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        await self._desk.head_to_push(key, reference)
+        served = _served(await self._desk.head_to_push(key, reference))
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
-        return messages.UploadBegun(upload_id, self._upload_bytes_max)
+        parent = served.revision.digest if served else None
+        return messages.UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
 
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
@@ -47,7 +51,8 @@ class Pushing:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
-        upload is not there, not the caller's or too old, and ``RevisionConflict`` when too many others push.
+        upload is not there, not the caller's or too old, and ``RevisionConflict`` when too many others push. A
+        statement that says otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -60,6 +65,7 @@ class Pushing:
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and mark in head.writes:
             return info(await self._desk.registry.head_of_write(reference, mark), key)
+        offered = await self._statements.open(request.statement, key.principal)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
@@ -69,7 +75,7 @@ class Pushing:
             place = object_key(adapter_id, number, request.upload_id, nonce)
             await self._staging.store_pack(place, built.pack)
             try:
-                head = await self._add(request, key, reference, built, number, place)
+                head = await self._add(request, key, reference, built, offered, number, place)
             except _Overtaken as overtaken:
                 head = overtaken.head
                 continue
@@ -78,8 +84,9 @@ class Pushing:
         raise RevisionConflict
 
     async def _add(
-        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, number: int, place: str
-    ) -> AdapterHead:
+        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, offered: Offered | None,
+        number: int, place: str,
+    ) -> AdapterHead:  # fmt: skip
         header = built.header
         revision = messages.Revision(
             number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
@@ -90,14 +97,15 @@ class Pushing:
             access.check_push(key, reference.name, now)
             if (now.num_revisions if now else 0) + 1 != number:
                 raise _Overtaken(now)
-            parent = _served(now)
+            served = _served(now)
+            parent = served.revision.digest if served else None
             stored = StoredRevision(
-                msgspec.structs.replace(revision, parent=parent.revision.digest if parent else None),
-                place,
-                parent.revision.number if parent else None,
+                msgspec.structs.replace(revision, parent=parent), place, served.revision.number if served else None
             )
+            made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
+            statement = self._statements.close(offered, made)
             new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
-            return Change("revision_added", new, request.note, stored)
+            return Change("revision_added", new, request.note, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
 

@@ -31,6 +31,7 @@ class Change:
     head: AdapterHead
     detail: str = ""
     revision: StoredRevision | None = None
+    statement: bytes = b""
 
 
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
@@ -84,7 +85,9 @@ class Registry:
                 return head, sequence
             writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
             new = msgspec.structs.replace(change.head, writes=writes)
-            event = RegistryEvent(change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision)
+            event = RegistryEvent(
+                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision, change.statement
+            )
             try:
                 return new, await self._heads.append(subject, event)
             except RevisionConflict:
@@ -149,6 +152,26 @@ class Registry:
         if event is not None and event.previous_sequence:
             raise DependencyUnavailable("the view of the registry")
         raise AdapterNotFound
+
+    async def event_of(
+        self, head: AdapterHead, reference: Reference, stored: StoredRevision
+    ) -> tuple[RegistryEvent, int]:
+        """Return the event that made a revision, with its sequence.
+
+        It is where the projection says, or else the ledger is walked; raises ``DependencyUnavailable`` when the walk
+        does not come to it.
+        """
+        number = stored.revision.number
+        hint = await self._projection.find_revision(head.adapter_id, number, None)
+        if hint.sequence is not None:
+            event = await self._heads.read_at(hint.sequence)
+            found = _revision_of(event, head.adapter_id) if event else None
+            if event is not None and found is not None and found.revision.number == number:
+                return event, hint.sequence
+        async for event, sequence in self.ledger(reference, self._ledger_walk_max):
+            if event.revision is not None and event.revision.revision.number == number:
+                return event, sequence
+        raise DependencyUnavailable("the view of the registry")
 
     def ledger(self, reference: Reference, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:
         """Yield the adapter's events with their sequences, newest first."""

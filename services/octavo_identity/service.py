@@ -17,12 +17,14 @@ from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
 from octavo_identity.promoting import Promoting
+from octavo_identity.provenance_verbs import ProvenanceVerbs
 from octavo_identity.proving import Proving
 from octavo_identity.pushing import Pushing
 from octavo_identity.settings import IdentitySettings
 from octavo_identity.signer_verbs import SignerVerbs
 from octavo_identity.signers import Signers
 from octavo_identity.staging import Staging
+from octavo_identity.statements import Statements
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.verbs import Verbs
@@ -75,17 +77,19 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 signers = Signers(heads, ids, dsse.Signer(own_seed))
                 await _retry(signers.ensure_registry)
                 desk = Desk(heads, ids, projection)
-                pushing = Pushing(desk, staging, settings.upload_bytes_max)
+                statements = Statements(signers)
+                pushing = Pushing(desk, staging, statements, settings.upload_bytes_max)
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
                     Verbs(desk),
                     pushing,
                     Promoting(desk),
-                    Branching(desk, staging),
+                    Branching(desk, staging, statements),
                     Tenancy(desk),
                     Proving(desk, ledger),
                     Keyring(desk),
                     SignerVerbs(desk, signers),
+                    ProvenanceVerbs(desk, signers),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -113,6 +117,7 @@ def _handlers(
     proving: Proving,
     keyring: Keyring,
     signers: SignerVerbs,
+    provenance: ProvenanceVerbs,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
@@ -139,6 +144,8 @@ def _handlers(
         "register_signer": signers.register,
         "revoke_signer": signers.revoke,
         "list_signers": signers.list,
+        "provenance": provenance.provenance,
+        "lineage": provenance.lineage,
         "prove": proving.prove,
         "audit": proving.audit,
     }

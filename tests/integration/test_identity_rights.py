@@ -20,7 +20,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from support.adapters import TINY_FINGERPRINT
-from support.identity_rig import Client, own_identity
+from support.identity_rig import Client, own_identity, statements
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Cl
     heads, ids = HeadStore(admin.bus, 1), Ids(load_secret(tmp_path / "identity"))
     projection = Projection(tmp_path / "view.sqlite")
     staging = MeetingStaging(admin.store)
-    pushing = Pushing(Desk(heads, ids, projection), staging, 1 << 20)
+    pushing = Pushing(Desk(heads, ids, projection), staging, statements(heads, ids), 1 << 20)
     orders = [
         m.Commit(
             credential=alice.credential, idempotency_key=f"{dtype}", adapter="home/diary", upload_id=upload_id,
