@@ -163,10 +163,9 @@ class Client:
             raise InvalidRequest("revision", "must be named by its number")
         return self._call("POST", f"{_path(parsed.name)}/retire", AdapterInfo, {"revision": parsed.number})
 
-    def branch(self, source: str, adapter: str) -> AdapterInfo:
-        return self._call(
-            "POST", f"{_path(adapter)}/branch", AdapterInfo, {"source": source}, timeout_s=_COMMIT_TIMEOUT_S
-        )
+    def branch(self, source: str, adapter: str, alias: str | None = "serving") -> AdapterInfo:
+        body: dict[str, object] = {"source": source, "alias": alias}
+        return self._call("POST", f"{_path(adapter)}/branch", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
 
     def tag(self, adapter: str, add: Sequence[str], remove: Sequence[str]) -> AdapterInfo:
         return self._call("POST", f"{_path(adapter)}/tags", AdapterInfo, {"add": list(add), "remove": list(remove)})

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from octavo_cli import key_commands, registry_commands, revision_commands
+from octavo_cli import evaluation_commands, key_commands, registry_commands, revision_commands
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
@@ -110,7 +110,7 @@ def list_adapters(
     tenant: Annotated[str, typer.Option(help="only of this tenant; to an admin all of them")] = "",
     owner: Annotated[str, typer.Option(help="user@tenant")] = "",
     base: Annotated[str, typer.Option(help="fingerprint of the latest revision's base")] = "",
-    state: Annotated[str, typer.Option(help="of the latest revision: draft, serving or retired")] = "",
+    state: Annotated[str, typer.Option(help="of the latest revision: draft, evaluated, serving or retired")] = "",
     tag: str = "",
     prefix: Annotated[str, typer.Option(help="what tenant/adapter begins with")] = "",
 ) -> None:
@@ -130,7 +130,7 @@ def verify(
     gateway: Gateway,
     key: Key,
     reference: Annotated[str | None, typer.Argument(help="tenant/adapter, …@12, …@sha256:… or …:alias")] = None,
-    is_all: Annotated[bool, typer.Option("--all", help="audit every event of the ledger (admin)")] = False,
+    is_all: Annotated[bool, typer.Option("--all", help="audit every event of the ledger (admin, auditor)")] = False,
     public_key: Annotated[str | None, typer.Option(help="the ledger's key; default: the one seen first")] = None,
 ) -> None:
     """Prove here that a revision is in the ledger as it was signed, and that the ledger was not rewritten."""
@@ -155,6 +155,9 @@ app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)
 app.command()(revision_commands.retire)
 app.command()(revision_commands.branch)
+app.command()(evaluation_commands.evaluate)
+app.command()(evaluation_commands.evaluations)
+app.command()(evaluation_commands.gate)
 # Or else what begins with a minus, here a tag to remove, would be an option.
 app.command(context_settings={"ignore_unknown_options": True})(revision_commands.tag)
 

@@ -43,10 +43,11 @@ def branch(
     adapter: Annotated[str, typer.Argument(help="the new one, tenant/adapter")],
     gateway: Gateway,
     key: Key,
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="leave it a draft: no alias moves")] = False,
 ) -> None:
     """Make a new adapter from a revision of one that this key may use."""
     with Client(gateway, key) as client:
-        info = client.branch(source, adapter)
+        info = client.branch(source, adapter, None if no_serve else "serving")
     typer.echo(f"{info.name}@{info.latest.number}  {info.latest.digest}")
 
 

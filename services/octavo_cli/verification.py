@@ -95,6 +95,7 @@ class Auditor:
         self._remembered = Tree()
         self._first_bad: tuple[int, str] | None = None
         self.checkpoint: Checkpoint | None = None
+        self.num_withheld = 0
 
     @property
     def next_sequence(self) -> int:
@@ -114,13 +115,18 @@ class Auditor:
         if not page.leaf_hashes:
             raise NotProven(f"nothing was shown of event {self.next_sequence}")
         by_sequence = {event.sequence: event for event in page.events}
+        withheld = set(page.withheld)
         for leaf_hash in page.leaf_hashes:
             sequence = self.next_sequence
             if sequence > self.checkpoint.size:
                 break
             self._remembered.append(leaf_hash)
             event = by_sequence.get(sequence)
-            if event is None:
+            if event is None and sequence in withheld:
+                # What it says is not for this reader; that it is where it was, its leaf hash proves.
+                self.num_withheld += 1
+                self._tree.append(leaf_hash)
+            elif event is None:
                 self._note(sequence, "is missing")
             elif (found := event.leaf_hash()) != leaf_hash:
                 self._note(sequence, "is not what it was")

@@ -50,6 +50,8 @@ def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:
     checkpoint = auditor.finish()
     file.remember(trusted.verifier, note)
     _say(f"proven: all {checkpoint.size} events lead to the signed root; none is changed, missing or out of place")
+    if auditor.num_withheld:
+        _say(f"{auditor.num_withheld} of them are not for this key to read; of these only the hashes were seen")
     _say_root(checkpoint, trusted, file, public_key)
 
 

@@ -39,7 +39,7 @@ class LedgerRoutes:
             limit: FromQuery[int] = AUDIT_EVENTS_MAX,
             old_size: FromQuery[int] = 0,
         ) -> AuditPage:
-            """Show all events from sequence ``first`` on as they are stored (admin)."""
+            """Show all events from sequence ``first`` on as they are stored (admin, auditor)."""
             order = Audit(credential=caller_of(request), first=first, num_max=limit, old_size=old_size)
             return await self._identity.call(order, AuditPage)
 

@@ -83,6 +83,7 @@ class LifecycleRoutes:
                 idempotency_key=idempotency_key_of(request),
                 source=str(parse_reference(body.source, "source")),
                 adapter=adapter_name(tenant, name),
+                alias=body.alias,
             )
             return await self._identity.call(order, AdapterInfo)
 

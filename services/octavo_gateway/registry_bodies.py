@@ -53,9 +53,10 @@ class RetireBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``source``: a reference; without a revision what it serves."""
+    """``source``: a reference; without a revision what it serves. ``alias`` null: a draft."""
 
     source: str
+    alias: str | None = SERVING
 
 
 class TagBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

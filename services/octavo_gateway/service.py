@@ -12,6 +12,7 @@ from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
 from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
@@ -62,6 +63,7 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
+            *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
             *KeyRoutes(identity).handlers(),
         ]

@@ -84,10 +84,23 @@ def check_push(key: KeyHead, name: str, head: AdapterHead | None) -> None:
         raise AdapterNotFound
 
 
+def check_stage(key: KeyHead) -> None:
+    """Let keys that are for pushing stage bytes; what they may be pushed to is asked when they are."""
+    if Scope.PUSH not in scopes_of(key):
+        raise NotPermitted("push adapters")
+
+
 def check_scope(key: KeyHead, scope: Scope, action: str) -> None:
     """Hold a request that is about no adapter to what the key is for; one for some adapters is for nothing else."""
     if key.adapters or scope not in scopes_of(key):
         raise NotPermitted(action)
+
+
+def check_audit(key: KeyHead) -> None:
+    """Let admins audit the whole ledger, and auditors their tenant's part of it."""
+    if key.role is not Role.AUDITOR:
+        check_admin(key, "audit the ledger", Scope.AUDIT)
+    check_scope(key, Scope.AUDIT, "audit the ledger")
 
 
 def check_admin(key: KeyHead, action: str, scope: Scope = Scope.MANAGE) -> None:
@@ -131,4 +144,10 @@ def check_list_keys(key: KeyHead, principal: str) -> None:
     elif key.role is Role.AUDITOR and principal.partition("@")[2] == key.tenant:
         check_scope(key, Scope.AUDIT, action)
     else:
+        check_admin(key, action)
+
+
+def check_tenant(key: KeyHead, tenant: str, action: str) -> None:
+    """Let those of a tenant and admins see what is the tenant's; whether it exists makes no difference to others."""
+    if key.tenant != tenant:
         check_admin(key, action)

@@ -8,6 +8,9 @@ import hashlib
 
 import msgspec
 
+from octavo_identity import ranges
+from octavo_identity.evaluations import bounded
+from octavo_identity.gating import RELEASED_BY
 from octavo_identity.records import REVISIONS_IN_HEAD_MAX, AdapterHead, StoredRevision
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.references import CANARY, SERVING
@@ -69,7 +72,10 @@ def _naming(head: AdapterHead, alias: str, target: StoredRevision, trail: tuple[
         {alias: trail} if trail else {}
     )
     revisions = head.revisions if target in head.revisions else (target, *head.revisions)
-    return _bounded(msgspec.structs.replace(head, aliases=aliases, trails=trails, revisions=revisions))
+    released = bounded(ranges.added(head.released, aliases[alias])) if alias in RELEASED_BY else head.released
+    return _bounded(
+        msgspec.structs.replace(head, aliases=aliases, trails=trails, revisions=revisions, released=released)
+    )
 
 
 def _bounded(head: AdapterHead) -> AdapterHead:

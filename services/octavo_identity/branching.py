@@ -16,7 +16,7 @@ from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.provenance import Made
-from octavo_shared.references import SERVING, Reference, parse_reference
+from octavo_shared.references import Reference, check_name, parse_reference
 
 
 class Branching:
@@ -31,11 +31,14 @@ class Branching:
         """Begin an adapter with a revision of another one: the same digest, and a pack of its own.
 
         Whoever may use the source may pull it and push what came, so using is the right that it takes, beside that to
-        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``.
+        push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``, and
+        ``GateRefused`` when the tenant's gate wants an evaluation first, which the source's is not.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         source = parse_reference(request.source, "source")
+        if request.alias is not None:
+            check_name(request.alias, "alias")
         mark = write_mark(key.principal, request.idempotency_key)
         head = await self._desk.head_to_push(key, reference)
         if head is not None:
@@ -49,12 +52,13 @@ class Branching:
         made = Made(reference.name, digest, origin.revision.base, digest, key.principal, None)
         statement = self._statements.close(offered, made)
         new = self._desk.new_head(reference, key)
-        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        await self._staging.copy_pack(origin.object_key, digest, place)
         revision = msgspec.structs.replace(
             origin.revision, number=1, created_by=key.principal, created_at_ms=wall_ms(),
             parent=digest, note="",
         )  # fmt: skip
+        await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+        place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
+        await self._staging.copy_pack(origin.object_key, digest, place)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
@@ -63,7 +67,8 @@ class Branching:
                 raise NameTaken(reference.name)
             # Copying takes its time; what was revoked or retired meanwhile is not to be had any more.
             await self._selected(key, chosen)
-            return Change("branched", with_revision(new, stored, SERVING), f"from {chosen}", stored, statement)
+            await self._desk.gatekeeper.check(reference, None, revision, request.alias)
+            return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored, statement)
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 

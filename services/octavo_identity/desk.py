@@ -3,6 +3,7 @@
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.gatekeeper import Gatekeeper
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
@@ -27,6 +28,7 @@ class Desk:
         self.ids = ids
         self.projection = projection
         self.registry = Registry(heads, ids, projection)
+        self.gatekeeper = Gatekeeper(heads, ids)
 
     async def authenticate(self, credential: Credential) -> KeyHead:
         """Return who asks; raises ``Unauthenticated``."""

@@ -47,10 +47,11 @@ class Keyring:
         new = KeyHead(
             request.key_id, request.secret_sha256, principal, request.tenant, request.role,
             scopes=tuple(sorted(set(request.scopes))), adapters=request.adapters, label=request.label,
-            issued_at_ms=now_ms, expires_at_ms=_expiry(key, request.lifetime_s, now_ms, key.expires_at_ms),
-            issuer=key.key_id,
+            issued_at_ms=now_ms, issuer=key.key_id,
         )  # fmt: skip
         access.check_issue_key(key, new)
+        expires_at_ms = _expiry(key, request.lifetime_s, now_ms, key.expires_at_ms)
+        new = msgspec.structs.replace(new, expires_at_ms=expires_at_ms)
         if not await self._desk.has_tenant(request.tenant):
             raise InvalidRequest("tenant", "does not exist")
         return _issued(await self._add(key, new))
@@ -67,11 +68,12 @@ class Keyring:
         old, sequence = await self._read(request.key_id, "rotate this key")
         now_ms = wall_ms()
         new = msgspec.structs.replace(
-            old, key_id=request.new_key_id, secret_sha256=request.secret_sha256, issued_at_ms=now_ms,
-            expires_at_ms=_expiry(key, request.lifetime_s, now_ms, old.expires_at_ms), issuer=key.key_id,
-        )  # fmt: skip
+            old, key_id=request.new_key_id, secret_sha256=request.secret_sha256, issued_at_ms=now_ms, issuer=key.key_id
+        )
         if key.key_id != old.key_id:
             _check_rotate(key, new)
+        expires_at_ms = _expiry(key, request.lifetime_s, now_ms, old.expires_at_ms)
+        new = msgspec.structs.replace(new, expires_at_ms=expires_at_ms)
         if old.successor == request.new_key_id:
             return _issued((await self._read(old.successor, "rotate this key"))[0])
         if old.is_revoked or has_expired(old, now_ms):

@@ -5,6 +5,7 @@ import msgspec
 from octavo_identity import access
 from octavo_identity.aliases import moved, moved_back, without
 from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.gating import was_released
 from octavo_identity.records import AdapterHead
 from octavo_identity.registry import Change
 from octavo_identity.states import is_retired, with_retired
@@ -29,7 +30,7 @@ class Promoting:
     async def promote(self, request: messages.Promote) -> AdapterInfo:
         """Let an alias name a revision; the next request that is resolved gets it.
 
-        Raises ``AliasMoved`` when the alias does not name what was expected, and ``RevisionRetired``.
+        Raises ``AliasMoved`` when the alias does not name what was expected, ``RevisionRetired`` and ``GateRefused``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
@@ -45,6 +46,8 @@ class Promoting:
             if request.expected is not None and request.expected != (before or 0):
                 raise AliasMoved(alias, expected=request.expected, actual=before or 0)
             target = await self._registry.select(owned, reference)
+            percent = owned.canary_percent if request.share_percent is None else request.share_percent
+            await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             new = moved(owned, alias, target)
             detail = f"{alias}: {before} -> {target.revision.number}"
             if request.share_percent is not None:
@@ -58,6 +61,7 @@ class Promoting:
         """Move an alias to the named revision, or back to the latest one it named before that is not retired.
 
         What it named is remembered for some moves. Before those, it is what was served when the revision was pushed.
+        What was served before comes back at once; only a named revision that never was has to pass the gate.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -70,6 +74,9 @@ class Promoting:
             # What to go back to depends on the head that is replaced, not on one that was read before.
             number = await self._number_before(owned, reference, alias) if request.number is None else request.number
             target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
+            if request.number is not None and not was_released(owned, number):
+                percent = owned.canary_percent
+                await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             detail = f"{alias}: {owned.aliases.get(alias)} -> {number}"
             return Change("alias_moved", moved_back(owned, alias, target), detail)
 

@@ -3,9 +3,10 @@
 from octavo_identity import access
 from octavo_identity.desk import Desk
 from octavo_identity.ledger import Ledger
-from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
 from octavo_shared.errors import DependencyUnavailable, InvalidRequest
 from octavo_shared.messages import identity as messages
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, LedgerEvent, RevisionProof
 from octavo_shared.references import parse_reference
 
@@ -51,12 +52,13 @@ class Proving:
         return found[0]
 
     async def audit(self, request: messages.Audit) -> AuditPage:
-        """Return events of all tenants as they are stored, those that are left, with their leaf hashes. Reads only.
+        """Return events as they are stored, those that are left, with their leaf hashes. Reads only.
 
+        Admins see those of all tenants, a tenant's auditors its adapters' only; the rest is named as withheld.
         A page ends before the newest checkpoint's end, at ``num_max`` events or where it gets large.
         """
         key = await self._desk.authenticate(request.credential)
-        access.check_admin(key, "audit the ledger")
+        access.check_audit(key)
         _check_size(request.old_size)
         if not 1 <= request.num_max <= AUDIT_EVENTS_MAX:
             raise InvalidRequest("limit", f"must be 1 to {AUDIT_EVENTS_MAX}")
@@ -69,14 +71,22 @@ class Proving:
         events = await self._desk.heads.read_what_is_left(request.first, last)
         kept: list[LedgerEvent] = []
         num_bytes = 0
+        withheld: list[int] = []
         for event in events:
+            if not self._may_read(key, event):
+                withheld.append(event.sequence)
+                continue
             num_bytes += len(event.data)
             if kept and num_bytes > _PAGE_BYTES_MAX:
                 last = event.sequence - 1
                 break
             kept.append(event)
         leaf_hashes = tuple(tree.leaf(sequence - 1) for sequence in range(request.first, last + 1))
-        return AuditPage(tuple(kept), leaf_hashes, signed)
+        return AuditPage(tuple(kept), leaf_hashes, signed, tuple(withheld))
+
+    def _may_read(self, key: KeyHead, event: LedgerEvent) -> bool:
+        """Tell whether ``key`` may read the event itself. Those of keys hold hashes of secrets: they are for admins."""
+        return key.role is Role.ADMIN or event.subject.startswith(self._desk.tenant_subject(key.tenant) + ".")
 
 
 def _check_size(old_size: int) -> None:

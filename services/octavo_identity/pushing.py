@@ -16,7 +16,7 @@ from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.provenance import Made
-from octavo_shared.references import SERVING, Reference, check_name
+from octavo_shared.references import SERVING, Digest, Reference, check_name
 
 UPLOAD_AGE_MS_MAX = 45 * 60_000
 _COMMIT_ATTEMPTS_MAX = 16
@@ -44,6 +44,7 @@ class Pushing:
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
         key = await self._desk.authenticate(request.credential)
+        access.check_stage(key)
         self._check_upload(request.upload_id, key, None)
         return messages.UploadChecked(request.upload_id)
 
@@ -51,8 +52,9 @@ class Pushing:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
-        upload is not there, not the caller's or too old, and ``RevisionConflict`` when too many others push. A
-        statement that says otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
+        upload is not there, not the caller's or too old, ``GateRefused`` when the alias is behind a gate, which a new
+        revision cannot have passed yet, and ``RevisionConflict`` when too many others push. A statement that says
+        otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -66,6 +68,7 @@ class Pushing:
         if head is not None and mark in head.writes:
             return info(await self._desk.registry.head_of_write(reference, mark), key)
         offered = await self._statements.open(request.statement, key.principal)
+        await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
@@ -104,10 +107,17 @@ class Pushing:
             )
             made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
             statement = self._statements.close(offered, made)
+            await self._check_gate(reference, now, stored.revision, request.alias)
             new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
             return Change("revision_added", new, request.note, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
+
+    async def _check_gate(
+        self, reference: Reference, head: AdapterHead | None, revision: messages.Revision, alias: str | None
+    ) -> None:
+        percent = head.canary_percent if head else 0
+        await self._desk.gatekeeper.check(reference, head, revision, alias, percent)
 
     def _check_upload(self, upload_id: str, key: KeyHead, reference: Reference | None) -> None:
         adapter = reference.name if reference else None
@@ -125,6 +135,12 @@ class _Overtaken(Exception):
     def __init__(self, head: AdapterHead | None) -> None:
         super().__init__()
         self.head = head
+
+
+def _unbuilt(head: AdapterHead | None, request: messages.Commit) -> messages.Revision:
+    """Return what a gate needs to know of the next revision before it is made: nobody has evaluated it."""
+    number = head.num_revisions + 1 if head else 1
+    return messages.Revision(number, Digest(""), request.served_base, 0, 0, 0, "", "", 0)
 
 
 def _served(head: AdapterHead | None) -> StoredRevision | None:

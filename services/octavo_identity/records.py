@@ -8,11 +8,13 @@ import re
 import msgspec
 
 from octavo_shared.dsse import PublicKey
+from octavo_shared.messages.evaluation import Evaluation, Gate
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.references import AdapterId, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
+EVALUATIONS_IN_HEAD_MAX = 32
 WRITES_IN_HEAD_MAX = 32
 
 _OBJECT_KEY = re.compile(r"packs/([0-9a-f]{32})/([1-9][0-9]{0,8})\.[0-9a-f.]+\Z")
@@ -25,8 +27,12 @@ class DeploymentHead(msgspec.Struct, frozen=True, tag="deployment"):
 
 
 class TenantHead(msgspec.Struct, frozen=True, tag="tenant"):
+    """``writes`` as in ``AdapterHead``."""
+
     tenant_id: TenantId
     tenant: str
+    gate: Gate | None = None
+    writes: tuple[str, ...] = ()
 
 
 class KeyHead(msgspec.Struct, frozen=True, tag="key"):
@@ -89,6 +95,10 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
 
     ``grants`` are those who may use the adapter, ``editors`` those of them who may change it, ``auditors`` those who
     see its history. So a reader of heads who knows only ``grants`` lets nobody do more than they may.
+
+    ``evaluations`` are the newest ones that a gate may ask for, the newest last; of all that there ever were,
+    ``num_evaluations``, the ledger has the rest. ``evaluated`` and ``released`` are ranges of numbers: those that have
+    been evaluated, and those that an alias behind the gate has named.
     """
 
     adapter_id: AdapterId
@@ -106,6 +116,11 @@ class AdapterHead(msgspec.Struct, frozen=True, tag="adapter"):
     trails: dict[str, tuple[int, ...]] = {}
     editors: tuple[str, ...] = ()
     auditors: tuple[str, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    num_evaluations: int = 0
+    evaluated: tuple[tuple[int, int], ...] = ()
+    released: tuple[tuple[int, int], ...] = ()
+    gate: Gate | None = None
 
 
 Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead
@@ -128,6 +143,7 @@ class RegistryEvent(msgspec.Struct, frozen=True):
     statement: bytes = b""
     signature: bytes = b""
     sealed: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 def object_key(adapter_id: AdapterId, number: int, upload_id: str, nonce: str) -> str:

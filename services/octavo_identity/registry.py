@@ -14,6 +14,7 @@ from octavo_identity.states import is_retired
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, RevisionConflict, RevisionRetired
+from octavo_shared.messages.evaluation import Evaluation
 from octavo_shared.references import SERVING, AdapterId, Reference
 from octavo_shared.telemetry import log
 
@@ -32,6 +33,7 @@ class Change:
     detail: str = ""
     revision: StoredRevision | None = None
     statement: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
@@ -86,8 +88,9 @@ class Registry:
             writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
             new = msgspec.structs.replace(change.head, writes=writes)
             event = RegistryEvent(
-                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision, change.statement
-            )
+                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision,
+                statement=change.statement, evaluation=change.evaluation,
+            )  # fmt: skip
             try:
                 return new, await self._heads.append(subject, event)
             except RevisionConflict:

@@ -10,6 +10,8 @@ from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
+from octavo_identity.evaluating import Evaluating
+from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.keyring import Keyring
@@ -90,6 +92,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Keyring(desk),
                     SignerVerbs(desk, signers),
                     ProvenanceVerbs(desk, signers),
+                    Evaluating(desk),
+                    GateVerbs(desk),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
@@ -118,6 +122,8 @@ def _handlers(
     keyring: Keyring,
     signers: SignerVerbs,
     provenance: ProvenanceVerbs,
+    evaluating: Evaluating,
+    gates: GateVerbs,
 ) -> dict[str, Handler]:
     return {
         "resolve": verbs.resolve,
@@ -148,6 +154,10 @@ def _handlers(
         "lineage": provenance.lineage,
         "prove": proving.prove,
         "audit": proving.audit,
+        "evaluate": evaluating.evaluate,
+        "evaluations": evaluating.evaluations,
+        "get_gate": gates.get_gate,
+        "set_gate": gates.set_gate,
     }
 
 

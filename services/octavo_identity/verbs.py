@@ -171,6 +171,7 @@ class Verbs:
                 event.detail if is_auditor or event.kind not in _AUDITORS_DETAILS else "",
                 event.revision.revision if event.revision else None,
                 state_of(head, event.revision.revision.number) if event.revision else None,
+                event.evaluation,
             )
             async for event, sequence in self._registry.ledger(reference, request.num_max)
             if is_auditor or event.kind not in _AUDITORS_EVENTS

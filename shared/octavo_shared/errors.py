@@ -10,6 +10,7 @@ OctavoError
 ├── RevisionConflict          409  somebody else moved the head first
 ├── AliasMoved                409  the alias does not name the revision that the writer expected
 ├── RevisionInUse             409  an alias names the revision that was to be retired
+├── GateRefused               409  the gate does not let the revision be served
 ├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
 ├── ParentMoved               409  a statement names a parent that is not served any more
@@ -134,6 +135,16 @@ class RevisionInUse(OctavoError):
     def __init__(self, number: int, alias: str) -> None:
         super().__init__(f"revision {number} is what '{alias}' names; move or remove the alias first",
                          number=number, alias=alias)  # fmt: skip
+
+
+class GateRefused(OctavoError):
+    """``detail`` says what is wrong with each rule that does not hold; the other fields are those of the first one."""
+
+    code, http_status = "gate_refused", 409
+
+    def __init__(self, alias: str, number: int, detail: str, **rule: str | int | float) -> None:
+        super().__init__(f"'{alias}' may not name revision {number}: {detail}",
+                         alias=alias, number=number, detail=detail, **rule)  # fmt: skip
 
 
 class RevisionRetired(OctavoError):

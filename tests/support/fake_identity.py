@@ -5,6 +5,7 @@ import hashlib
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
+from octavo_shared.messages.evaluation import Evaluate, Evaluation, Gates, GetGate, ListEvaluations, SetGate
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import (
@@ -17,6 +18,7 @@ from octavo_shared.messages.identity import (
     Commit,
     CreateTenant,
     Credential,
+    EvaluationList,
     Grant,
     History,
     HistoryEntry,
@@ -62,6 +64,8 @@ class FakeIdentity:
         self._adapters: dict[str, tuple[AdapterHandle, set[str]]] = {}
         self.writes: list[object] = []
         self.lists: list[ListAdapters] = []
+        self.shown_digest: Digest | None = None
+        """What it shows instead of the digest of the revision that it resolves."""
 
     async def start(self) -> None:
         for verb, (request, _) in VERBS.items():
@@ -91,7 +95,15 @@ class FakeIdentity:
     def _info(self, name: str) -> AdapterInfo:
         handle = self._adapters[name][0] if name in self._adapters else self.add_adapter(name, set())
         revision = Revision(
-            handle.revision, handle.digest, handle.base, 4, 8, 1, "F32", "alice@alice", 1_700_000_000_000
+            handle.revision,
+            self.shown_digest or handle.digest,
+            handle.base,
+            4,
+            8,
+            1,
+            "F32",
+            "alice@alice",
+            1_700_000_000_000,
         )
         return AdapterInfo(name, handle.adapter_id, "alice@alice", {"serving": 3}, revision)
 
@@ -145,6 +157,18 @@ class FakeIdentity:
             case Promote(reference=reference):
                 self.writes.append(request)
                 return self._info(parse_reference(reference).name)
+            case Evaluate(reference=reference, suite=suite, suite_digest=digest, scores=scores, base=base):
+                self.writes.append(request)
+                of = self._info(parse_reference(reference).name).latest
+                return Evaluation(of.number, of.digest, base, suite, digest, scores, principal, 1)
+            case ListEvaluations(reference=reference):
+                info = self._info(parse_reference(reference).name)
+                return EvaluationList(info.name, info.latest, info.state, ())
+            case GetGate(target=target):
+                return Gates(target)
+            case SetGate(target=target, gate=gate):
+                self.writes.append(request)
+                return Gates(target, adapter=gate)
         raise AssertionError(f"no answer for {type(request).__name__}")
 
 

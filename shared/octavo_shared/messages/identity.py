@@ -10,6 +10,14 @@ from typing import Any
 import msgspec
 
 from octavo_shared.envelopes import Envelope
+from octavo_shared.messages.evaluation import (
+    Evaluate,
+    Evaluation,
+    Gates,
+    GetGate,
+    ListEvaluations,
+    SetGate,
+)
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.grants import Grant as Grant
 from octavo_shared.messages.grants import GrantRole as GrantRole
@@ -112,6 +120,8 @@ class Commit(Write, frozen=True, kw_only=True):
 class RevisionState(StrEnum):
     DRAFT = "draft"
     """No alias names it: not yet, or not any more."""
+    EVALUATED = "evaluated"
+    """A draft that has been evaluated, however well."""
     SERVING = "serving"
     """Some alias names it."""
     RETIRED = "retired"
@@ -194,11 +204,12 @@ class Retire(Write, frozen=True, kw_only=True):
 class Branch(Write, frozen=True, kw_only=True):
     """Make the new adapter ``adapter`` whose first revision is the one that ``source`` names, with a pack of its own.
 
-    Needs the right to use the source and to push the new adapter.
+    Needs the right to use the source and to push the new adapter. ``alias`` as in ``Commit``.
     """
 
     source: str
     adapter: str
+    alias: str | None = "serving"
     statement: Envelope | None = None
     """As in ``Commit``."""
 
@@ -252,6 +263,25 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     revision: Revision | None = None
     state: RevisionState | None = None
     """The state of ``revision`` now."""
+    evaluation: Evaluation | None = None
+
+
+class EvaluationEntry(msgspec.Struct, frozen=True):
+    """``sequence`` is that of its event; ``envelope`` is what was signed."""
+
+    evaluation: Evaluation
+    sequence: int
+    envelope: bytes = b""
+
+
+class EvaluationList(msgspec.Struct, frozen=True):
+    """A revision and its evaluations, newest first; ``is_whole`` unless there are more of them."""
+
+    name: str
+    revision: Revision
+    state: RevisionState
+    evaluations: tuple[EvaluationEntry, ...]
+    is_whole: bool = True
 
 
 class HistoryList(msgspec.Struct, frozen=True):
@@ -305,6 +335,10 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "lineage": (GetLineage, Lineage),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
+    "evaluate": (Evaluate, Evaluation),
+    "evaluations": (ListEvaluations, EvaluationList),
+    "get_gate": (GetGate, Gates),
+    "set_gate": (SetGate, Gates),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 

@@ -56,9 +56,11 @@ class RevisionProof(msgspec.Struct, frozen=True):
 class AuditPage(msgspec.Struct, frozen=True):
     """Events from one sequence on, and the leaf hashes that identity took of them when they were new.
 
-    An event that the stream has lost is left out; its leaf hash is not.
+    An event that the stream has lost is left out; its leaf hash is not. So is one that is not for the reader, whose
+    sequence is in ``withheld``.
     """
 
     events: tuple[LedgerEvent, ...]
     leaf_hashes: tuple[bytes, ...]
     signed: SignedRoot
+    withheld: tuple[int, ...] = ()

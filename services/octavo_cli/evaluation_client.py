@@ -1,0 +1,98 @@
+"""The gateway's client for evaluations and gates, and for whole answers that are asked again when it is busy."""
+
+import base64
+import time
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from octavo_cli.answers import ClientError, as_client_errors, check
+from octavo_cli.client import Client
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.evaluation import Evaluation, Gate, Gates, Score
+from octavo_shared.messages.identity import EvaluationList
+from octavo_shared.references import Digest, Fingerprint, Reference, check_name, parse_reference
+
+_ATTEMPTS_MAX = 8
+_WAIT_S_MAX = 30.0
+_RETRIED = (429, 503)
+
+
+class EvaluationClient(Client):
+    """A ``Client`` that several threads may ask at the same time."""
+
+    def evaluations(self, reference: str) -> EvaluationList:
+        """Return a revision, its state and its evaluations, newest first."""
+        parsed = parse_reference(reference, "revision")
+        chosen = parsed.number or parsed.digest or parsed.alias
+        query = f"?revision={quote(str(chosen), safe='')}" if chosen else ""
+        return self._call("GET", f"{_path(parsed)}/evaluations{query}", EvaluationList)
+
+    def evaluate(
+        self,
+        reference: str,
+        suite: str,
+        suite_digest: Digest,
+        scores: tuple[Score, ...],
+        base: Fingerprint,
+        envelope: bytes = b"",
+        write: str | None = None,
+    ) -> Evaluation:
+        """Record what a suite's run gave; ``write`` is the idempotency key (None: a fresh one)."""
+        parsed = parse_reference(reference, "revision")
+        if parsed.number is None:
+            raise InvalidRequest("revision", "must be named by its number")
+        body: dict[str, object] = {
+            "revision": parsed.number,
+            "suite": suite,
+            "suite_digest": suite_digest,
+            "scores": [msgspec.to_builtins(score) for score in scores],
+            "base": base,
+            "envelope": base64.b64encode(envelope).decode(),
+        }
+        headers = {} if write is None else {"Idempotency-Key": write}
+        with as_client_errors():
+            response = self._http.post(f"{_path(parsed)}/evaluations", json=body, headers=headers)
+            check(response)
+            return msgspec.json.decode(response.content, type=Evaluation)
+
+    def gates(self, target: str) -> Gates:
+        """Return the gates of ``tenant/adapter``, or that of ``tenant``."""
+        return self._call("GET", _gate_path(target), Gates)
+
+    def set_gate(self, target: str, gate: Gate) -> Gates:
+        body = msgspec.to_builtins(gate)
+        return self._call("PUT", _gate_path(target), Gates, body)
+
+    def clear_gate(self, target: str) -> Gates:
+        return self._call("DELETE", _gate_path(target), Gates)
+
+    def answer(self, url: str, body: dict[str, object]) -> httpx.Response:
+        """Return the whole answer to ``body``. A gateway that is busy is asked again when it says, so many times."""
+        for attempt in range(_ATTEMPTS_MAX):
+            with as_client_errors():
+                response = self._http.post(url, json=body)
+                if response.status_code not in _RETRIED or attempt == _ATTEMPTS_MAX - 1:
+                    check(response)
+                    return response
+            time.sleep(_wait_s(response, attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _wait_s(response: httpx.Response, attempt: int) -> float:
+    told = response.headers.get("retry-after", "")
+    return min(_WAIT_S_MAX, float(told) if told.isdecimal() else 0.25 * 2.0**attempt)
+
+
+def _path(reference: Reference) -> str:
+    return f"/v1/adapters/{reference.name}"
+
+
+def _gate_path(target: str) -> str:
+    if "/" not in target:
+        return f"/v1/tenants/{check_name(target, 'tenant')}/gate"
+    parsed = parse_reference(target, "adapter")
+    if parsed.names_revision:
+        raise ClientError("usage", "a gate is an adapter's or a tenant's, not a revision's", 0)
+    return f"{_path(parsed)}/gate"

@@ -1,0 +1,217 @@
+"""Who may ask identity for what: a row for each verb. Every verb of ``VERBS`` must have one.
+
+To add a verb: a line in ``TABLE`` (a verb that behaves in two ways gets a line for each, told apart by words behind
+it), what is asked in ``REQUESTS`` under the same name, and the line that the failing test prints in the README.
+
+``yes`` is an answer, ``no`` is ``not_permitted``, and ``404`` is ``adapter_not_found``, which must be the same answer
+as for an adapter that is not there. Whoever has no good key is refused everything; no line says so.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo_shared.clock import wall_ms
+from octavo_shared.messages import identity as m
+from octavo_shared.messages.evaluation import Metric, Score
+from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
+from support.adapters import TINY_FINGERPRINT
+
+TABLE = """
+                        owner  editor user   audit. t-aud. admin  other | use    push   manage audit  elsewhere
+resolve                 yes    yes    yes    no     no     404    404     yes    no     no     no     404
+resolve the base        yes    yes    yes    yes    no     yes    yes     yes    no     no     no     no
+locate                  yes    no     no     no     no     yes    404     no     no     yes    no     404
+list                    yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+history                 yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+prove                   yes    no     no     yes    yes    yes    404     no     no     no     yes    404
+audit                   no     no     no     no     yes    yes    no      no     no     no     no     no
+begin_upload            yes    yes    no     no     no     404    404     no     yes    no     no     404
+check_upload            yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
+commit                  yes    yes    no     no     no     404    404     no     yes    no     no     404
+promote                 yes    yes    no     no     no     404    404     no     yes    no     no     404
+rollback                yes    yes    no     no     no     404    404     no     yes    no     no     404
+unalias                 yes    yes    no     no     no     404    404     no     yes    no     no     404
+tag                     yes    yes    no     no     no     404    404     no     yes    no     no     404
+branch                  yes    yes    yes    no     no     404    404     no     no     no     no     404
+retire                  yes    no     no     no     no     404    404     no     no     yes    no     404
+evaluate                yes    yes    no     no     no     404    404     no     yes    no     no     404
+evaluations             yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+get_gate                yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+get_gate of a tenant    yes    no     no     no     yes    yes    no      yes    yes    yes    yes    yes
+set_gate                yes    no     no     no     no     404    404     no     no     yes    no     404
+set_gate of a tenant    no     no     no     no     no     yes    no      no     no     no     no     no
+grant                   yes    no     no     no     no     404    404     no     no     yes    no     404
+revoke                  yes    no     no     no     no     404    404     no     no     yes    no     404
+whoami                  yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+issue_key               yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     yes
+issue_key to others     no     no     no     no     no     yes    no      no     no     no     no     no
+rotate_key of others    no     no     no     no     no     yes    no      no     no     no     no     no
+rotate_key              yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+revoke_key              yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     yes
+revoke_key of others    no     no     no     no     no     yes    no      no     no     no     no     no
+list_keys               yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     no
+list_keys of a tenant   no     no     no     no     yes    yes    no      no     no     no     no     no
+create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
+"""
+
+TELLS_WHAT_IS_TAKEN = {("begin_upload", Who.ADMIN), ("commit", Who.ADMIN)}
+"""Whoever may begin an adapter learns that its name is taken (decision 0002), so there 404 is not the one answer."""
+
+CODES = {"yes": "", "no": "not_permitted", "404": "adapter_not_found"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question to put: ``person`` asks ``row`` about ``adapter``."""
+
+    world: AccessWorld
+    person: Person
+    expected: str
+    adapter: str
+
+    @property
+    def upload(self) -> str:
+        """The id of an upload that identity gave to this person for this adapter, a moment ago."""
+        return self.world.ids.upload(self.person.principal, self.adapter, wall_ms())
+
+    async def staged(self) -> str:
+        """Return an upload that may be committed; only who may commit is worth the bytes."""
+        return await self.person.client.stage(self.adapter) if self.expected == "yes" else self.upload
+
+
+Ask = Callable[[Cell], Awaitable[dict[str, Any]]]
+
+
+def _asking(**fields: Any) -> Ask:
+    """Return what asks with these fields; ``{}`` is the adapter, ``{own}`` something new of the caller's own tenant."""
+
+    async def ask(cell: Cell) -> dict[str, Any]:
+        own = f"{cell.person.tenant}/new-{secrets.token_hex(4)}"
+        return {name: text.format(cell.adapter, own=own) if isinstance(text, str) else text
+                for name, text in fields.items()}  # fmt: skip
+
+    return ask
+
+
+async def _upload(cell: Cell) -> dict[str, Any]:
+    return {"upload_id": cell.upload}
+
+
+async def _commit(cell: Cell) -> dict[str, Any]:
+    return {"adapter": cell.adapter, "upload_id": await cell.staged(), "served_base": TINY_FINGERPRINT}
+
+
+async def _unalias(cell: Cell) -> dict[str, Any]:
+    if cell.expected == "yes":
+        await cell.world.alice.ask("promote", reference=f"{cell.adapter}@1", alias="gone")
+    return {"adapter": cell.adapter, "alias": "gone"}
+
+
+def _new_key(tenant: str, user: str, like: Person) -> dict[str, Any]:
+    key = KeyText.fresh()
+    return {"tenant": tenant, "user": user, "role": like.role, "scopes": like.scopes, "adapters": like.adapters,
+            "key_id": key.key_id, "secret_sha256": key.credential.secret_sha256}  # fmt: skip
+
+
+async def _issue(cell: Cell) -> dict[str, Any]:
+    return _new_key(cell.person.tenant, cell.person.user, cell.person)
+
+
+async def _issue_to_others(cell: Cell) -> dict[str, Any]:
+    return _new_key(cell.person.tenant, "somebody-else", cell.person)
+
+
+async def _rotate(cell: Cell) -> dict[str, Any]:
+    key = KeyText.fresh()
+    return {"key_id": cell.person.key.key_id or "0" * 16, "new_key_id": key.key_id,
+            "secret_sha256": key.credential.secret_sha256}  # fmt: skip
+
+
+async def _key_of_others(cell: Cell) -> str:
+    return (await cell.world.issue("carol@home", m.Role.USER)).key_id
+
+
+async def _rotate_of_others(cell: Cell) -> dict[str, Any]:
+    return await _rotate(cell) | {"key_id": await _key_of_others(cell)}
+
+
+async def _revoke_key(cell: Cell) -> dict[str, Any]:
+    return {"key_id": (await cell.world.key_for(cell.person)).key_id}
+
+
+async def _revoke_key_of_others(cell: Cell) -> dict[str, Any]:
+    return {"key_id": await _key_of_others(cell)}
+
+
+async def _create_tenant(cell: Cell) -> dict[str, Any]:
+    return {"tenant": f"new-{secrets.token_hex(4)}"}
+
+
+REQUESTS: dict[str, Ask] = {
+    "resolve": _asking(reference="{}"),
+    "resolve the base": _asking(),
+    "locate": _asking(reference="{}"),
+    "list": _asking(),
+    "history": _asking(adapter="{}"),
+    "prove": _asking(reference="{}@1"),
+    "audit": _asking(first=1),
+    "begin_upload": _asking(adapter="{}"),
+    "check_upload": _upload,
+    "commit": _commit,
+    "promote": _asking(reference="{}@1", alias="stable"),
+    "rollback": _asking(adapter="{}", number=1),
+    "unalias": _unalias,
+    "tag": _asking(adapter="{}", add=("work",)),
+    "branch": _asking(source="{}@1", adapter="{own}"),
+    "retire": _asking(adapter="{}", number=2),
+    "evaluate": _asking(
+        reference="{}@1",
+        suite="manners",
+        suite_digest=f"sha256:{1:064x}",
+        base=TINY_FINGERPRINT,
+        scores=(Score(Metric.PASSED, 1.0, 1),),
+    ),
+    "evaluations": _asking(reference="{}@1"),
+    "get_gate": _asking(target="{}"),
+    "get_gate of a tenant": _asking(target="home"),
+    "set_gate": _asking(target="{}", gate=None),
+    "set_gate of a tenant": _asking(target="home", gate=None),
+    "grant": _asking(adapter="{}", principal="guest@away"),
+    "revoke": _asking(adapter="{}", principal="guest@away"),
+    "whoami": _asking(),
+    "issue_key": _issue,
+    "issue_key to others": _issue_to_others,
+    "rotate_key": _rotate,
+    "rotate_key of others": _rotate_of_others,
+    "revoke_key": _revoke_key,
+    "revoke_key of others": _revoke_key_of_others,
+    "list_keys": _asking(),
+    "list_keys of a tenant": _asking(principal="*@home"),
+    "create_tenant": _create_tenant,
+}
+
+
+def rows() -> dict[str, dict[Who, str]]:
+    """Return the table: row → who → what is expected."""
+    found = {}
+    for line in TABLE.strip().splitlines()[1:]:
+        name, cells = line[:24].strip(), line[24:].split()
+        assert len(cells) == len(LIVE), f"a cell is missing: {line}"
+        assert set(cells) <= set(CODES), f"a cell is unknown: {line}"
+        found[name] = dict(zip(LIVE, cells, strict=True))
+    return found
+
+
+README_COLUMNS = (Who.OWNER, Who.EDITOR, Who.USER, Who.AUDITOR, Who.TENANT_AUDITOR, Who.ADMIN)
+
+
+def readme_lines() -> list[str]:
+    """Return the part of the table that the README shows."""
+    lines = ["| | " + " | ".join(README_COLUMNS) + " |", "|---" * (len(README_COLUMNS) + 1) + "|"]
+    for name, row in rows().items():
+        verb, _, words = name.partition(" ")
+        first = f"`{verb}` {words}".strip()
+        lines.append(f"| {first} | " + " | ".join(row[who] for who in README_COLUMNS) + " |")
+    return lines
