@@ -38,12 +38,23 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Echo:
+    """A prompt that was scored: its text, and of each token its text, logprob (None: the first) and place."""
+
+    text: str
+    tokens: tuple[str, ...]
+    logprobs: tuple[float | None, ...]
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ChoiceEnd:
-    """One answer is complete; ``tokens`` are those that no text followed."""
+    """One answer is complete; ``tokens`` are those that no text followed. ``echo``: the prompt, where it was scored."""
 
     choice: int
     reason: str
     tokens: tuple[ShownToken, ...] = ()
+    echo: Echo | None = None
 
 
 @dataclass(frozen=True)

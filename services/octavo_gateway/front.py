@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -27,7 +28,7 @@ from octavo_gateway.openai_sampling import complete
 from octavo_gateway.request_record import RequestRecord
 from octavo_gateway.text import BaseText, TextStore
 from octavo_shared.errors import InternalError, NoWorker, OctavoError
-from octavo_shared.messages.generation import Started
+from octavo_shared.messages.generation import Finished, Started
 from octavo_shared.messages.identity import Credential
 from octavo_shared.references import Fingerprint, TenantId, parse_reference
 from octavo_shared.telemetry import current_trace_id, log, tracer
@@ -119,7 +120,12 @@ class FrontDesk:
         choices = [Choice(_of_choice(plan, index, ask), text, ask.stop, show) for index in range(ask.num_choices)]
 
         async def run(choice: Choice) -> None:
-            call.put(await choice.run(self._dispatcher, on_started))
+            end = await choice.run(self._dispatcher, on_started)
+            if ask.sampling.is_scored:
+                assert choice.finished is not None, "no stop string is in what has no text"
+                echo = await text.echo(ask, plan.prompt, scores_of(choice.finished))
+                end = dataclasses.replace(end, echo=echo)
+            call.put(end)
 
         try:
             await together([run(choice) for choice in choices])
@@ -165,6 +171,14 @@ class FrontDesk:
             await text.check_schema(sampling.schema)
         tenant_id = TenantId(resolution.tenant_id)
         return Plan(record.request_id, tenant_id, Fingerprint(base), prompt, sampling, resolution.adapter), text
+
+
+def scores_of(finished: Finished) -> list[float]:
+    """Return the logprobs of a scored prompt; raises ``InternalError`` when the worker told them of another one."""
+    values: list[float] = np.frombuffer(finished.prompt_logprobs, dtype="<f4").tolist()
+    if len(values) != finished.num_prompt_tokens - 1:
+        raise InternalError()
+    return values
 
 
 def _of_choice(plan: Plan, index: int, ask: Ask) -> Plan:

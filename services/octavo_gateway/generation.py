@@ -168,6 +168,9 @@ class Dispatcher:
 def _finished_already(progress: Progress) -> Finished | None:
     """Return the end that was lost with the worker when the delivered tokens show that it was reached."""
     plan, tokens = progress.plan, progress.delivered
+    if plan.sampling.is_scored:
+        # What was asked for comes with the end, and was lost with it.
+        return None
     if tokens and tokens[-1] in plan.sampling.stop_token_ids:
         reason = FinishReason.STOP
     elif len(tokens) >= plan.sampling.max_tokens:

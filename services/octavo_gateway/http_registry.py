@@ -33,6 +33,7 @@ from octavo_shared.messages.identity import (
     UploadBegun,
     UploadChecked,
 )
+from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
 
 _PAGE_MAX = 1_000
@@ -111,10 +112,13 @@ class RegistryRoutes:
         @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
         async def upload(request: AnyRequest, upload_id: FromPath[str], file_name: FromPath[str]) -> UploadReply:
             """Stage one file of a push; the raw body is streamed."""
-            await self._identity.call(CheckUpload(credential=caller_of(request), upload_id=upload_id), UploadChecked)
+            check = CheckUpload(credential=caller_of(request), upload_id=upload_id)
+            checked = await self._identity.call(check, UploadChecked)
             declared = request.headers.get("content-length", "0")
             declared_bytes = int(declared) if declared.isdecimal() else 0
-            size_bytes = await self._transfers.upload(upload_id, file_name, request.stream(), declared_bytes)
+            size_bytes = await self._transfers.upload(
+                upload_id, file_name, request.stream(), declared_bytes, checked.key
+            )
             return UploadReply(size_bytes)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/revisions", status_code=200)
@@ -175,8 +179,9 @@ class RegistryRoutes:
                 "octavo-base": adapter.base,
                 "octavo-base-name": self._fleet.bases().get(adapter.base, ""),
             }
+            data_key = await self._identity.call(Unwrap(adapter), DataKey)
             holding = contextlib.AsyncExitStack()
-            data = await holding.enter_async_context(self._transfers.pack(adapter))
+            data = await holding.enter_async_context(self._transfers.pack(adapter, data_key.key))
             return PackResponse(data, headers, holding)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/grants", status_code=200)

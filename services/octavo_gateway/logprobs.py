@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from octavo_gateway.call import ShownToken
+from octavo_gateway.call import Echo, ShownToken
 from octavo_gateway.openai import Ask, Kind
 
 
@@ -28,7 +28,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 class TextLogprobs(msgspec.Struct, frozen=True):
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float]] | None
     text_offset: list[int]
 
@@ -62,6 +62,11 @@ class LogprobsWriter:
             top_logprobs=[_top(token) for token in tokens] if self._num_top else None,
             text_offset=offsets,
         )
+
+
+def echoed(echo: Echo) -> TextLogprobs:
+    """Return the tokens of a prompt in the form of the legacy endpoint."""
+    return TextLogprobs(list(echo.tokens), list(echo.logprobs), None, list(echo.offsets))
 
 
 def _top(token: ShownToken) -> dict[str, float]:

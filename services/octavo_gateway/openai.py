@@ -52,6 +52,8 @@ class Turn:
 class Ask:
     """What a caller wants. ``prompt`` is a conversation, a text, or token ids; ``max_tokens`` None: as many as fit.
 
+    ``sampling.is_scored``: the prompt comes back with its tokens' logprobs, and no answer.
+
     ``sampling`` is complete but for what only the base's text can tell: how many tokens fit, and which end an answer.
     """
 
@@ -122,7 +124,22 @@ def _completion(raw: bytes, is_stream_default: bool) -> Ask:
     max_tokens = _COMPLETION_TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens
     check_range("logprobs", body.logprobs, 0, _LOGPROBS_MAX)
     sampling = sampling_of(body, max_tokens, body.logprobs, "")
+    if body.echo:
+        _check_echo(body)
+        sampling = msgspec.structs.replace(sampling, is_scored=True)
     return _ask(Kind.COMPLETION, body, prompt, max_tokens, "max_tokens", sampling, is_stream_default)
+
+
+def _check_echo(body: CompletionBody) -> None:
+    """Serve ``echo`` as what tells how likely a given text is, which is what it is used for."""
+    if body.max_tokens != 0:
+        raise UnsupportedParameter("echo", "is served with 'max_tokens': 0 only")
+    if body.logprobs != 0:
+        raise UnsupportedParameter("logprobs", "must be 0 with 'echo': the given tokens' alone are told")
+    if body.stream:
+        raise UnsupportedParameter("stream", "is not served with 'echo'")
+    if body.n not in (None, 1):
+        raise UnsupportedParameter("n", "must be 1 with 'echo'")
 
 
 def _ask(
@@ -134,12 +151,14 @@ def _ask(
     sampling: Sampling,
     is_stream_default: bool,
 ) -> Ask:
-    if max_tokens is not None and max_tokens < 1:
+    if max_tokens is not None and max_tokens < 1 and not sampling.is_scored:
         raise InvalidRequest(max_tokens_field, "must be at least 1")
     num_choices = 1 if body.n is None else body.n
     if not 1 <= num_choices <= _CHOICES_MAX:
         raise InvalidRequest("n", f"must be between 1 and {_CHOICES_MAX}")
     is_stream = is_stream_default if body.stream is None else body.stream
+    if sampling.is_scored:
+        is_stream = False
     options = body.stream_options
     if options is not None and not is_stream:
         raise InvalidRequest("stream_options", "needs 'stream': true")

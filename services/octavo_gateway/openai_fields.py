@@ -101,8 +101,8 @@ class CompletionBody(_Common, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     prompt: str | list[str | int]
     logprobs: int | None = None
+    echo: bool | None = None
     best_of: object = None
-    echo: object = None
     suffix: object = None
 
 
@@ -127,7 +127,6 @@ CHAT_NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
 }
 MESSAGE_NEUTRAL: dict[str, tuple[object, ...]] = {

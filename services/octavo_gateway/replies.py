@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from octavo_gateway.call import ShownToken
-from octavo_gateway.logprobs import Logprobs, LogprobsWriter
+from octavo_gateway.call import Echo, ShownToken
+from octavo_gateway.logprobs import Logprobs, LogprobsWriter, echoed
 from octavo_gateway.openai import Kind
 from octavo_shared.errors import Fields, OctavoError
 from octavo_shared.messages.generation import Timings
@@ -111,10 +111,15 @@ class WholeChoice:
     pieces: list[str] = field(default_factory=list)
     tokens: list[ShownToken] = field(default_factory=list)
     reason: str = ""
+    echo: Echo | None = None
+
+    @property
+    def text(self) -> str:
+        return self.echo.text if self.echo else "".join(self.pieces)
 
     @property
     def logprobs(self) -> Logprobs | None:
-        return self.writer.write(self.tokens)
+        return echoed(self.echo) if self.echo else self.writer.write(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,11 @@ class Scribe:
         choices: list[ChatChoice] | list[TextChoice]
         if self.kind is Kind.CHAT:
             choices = [
-                ChatChoice(index, AnswerMessage("assistant", "".join(one.pieces)), one.logprobs, one.reason)
+                ChatChoice(index, AnswerMessage("assistant", one.text), one.logprobs, one.reason)
                 for index, one in enumerate(answers)
             ]
         else:
-            choices = [
-                TextChoice(index, "".join(one.pieces), one.logprobs, one.reason) for index, one in enumerate(answers)
-            ]
+            choices = [TextChoice(index, one.text, one.logprobs, one.reason) for index, one in enumerate(answers)]
         return msgspec.json.encode(self._answer(choices, usage, is_chunk=False))
 
     def _chunk(

@@ -1,8 +1,9 @@
 """A base's tokenizer and chat template, from its manifest in S3; no weights and no torch."""
 
 import asyncio
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import NoReturn
@@ -15,6 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer
 
+from octavo_gateway.call import Echo
 from octavo_gateway.openai import Ask, Turn
 from octavo_shared.errors import ContextExceeded, DependencyUnavailable, InvalidRequest, Overloaded
 from octavo_shared.guidance import grammar_of
@@ -135,6 +137,24 @@ class BaseText:
         raw = self._guide.decode_bytes([token])
         return raw.decode(errors="replace"), raw
 
+    async def echo(self, ask: Ask, prompt: tuple[int, ...], logprobs: Sequence[float]) -> Echo:
+        """Return the prompt as its caller sees it; ``logprobs`` are those of its tokens, but for the first."""
+
+        def read() -> Echo:
+            pieces = [self.spelling(token)[0] for token in prompt]
+            if isinstance(ask.prompt, str):
+                # A token that is no part of the text, like one that opens every text, is nowhere between 0 and 0.
+                encoding = self.tokenizer.encode_batch([ask.prompt], add_special_tokens=True)[0]
+                text, offsets = ask.prompt, tuple(begin for begin, _ in encoding.offsets)
+            else:
+                text = "".join(pieces)
+                offsets = tuple(itertools.accumulate(map(len, pieces[:-1]), initial=0))
+            return Echo(text, tuple(pieces), (None, *logprobs), offsets)
+
+        if _num_chars(ask) <= _INLINE_CHARS_MAX:
+            return read()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+
     async def check_schema(self, schema: str) -> None:
         """Raise ``InvalidRequest`` when no answer could be guided by ``schema``; compiled on a thread."""
 
@@ -159,13 +179,13 @@ class BaseText:
         """
         if num_prompt_tokens == 0:
             raise InvalidRequest(ask.prompt_field, "has no tokens")
-        wanted = ask.max_tokens
-        if num_prompt_tokens + (wanted or 1) > context:
-            is_prompt_at_fault = num_prompt_tokens + 1 > context
+        wanted, least = ask.max_tokens, 0 if ask.sampling.is_scored else 1
+        if num_prompt_tokens + max(wanted or 0, least) > context:
+            is_prompt_at_fault = num_prompt_tokens + least > context
             raise ContextExceeded(
                 ask.prompt_field if is_prompt_at_fault else ask.max_tokens_field,
                 prompt_tokens=num_prompt_tokens,
-                max_tokens=wanted or 1,
+                max_tokens=max(wanted or 0, least),
                 context_tokens=context,
             )
         return wanted if wanted is not None else context - num_prompt_tokens

@@ -16,6 +16,7 @@ from octavo_shared.clock import now_ms
 from octavo_shared.errors import AdapterUnavailable, InvalidRequest, Overloaded, UploadTooLarge
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.seal import SealBroken, Sealing, open_sealed, pack_context, staging_context
 
 FILE_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -41,8 +42,13 @@ class Transfers:
         """Return how large this file of an upload may be."""
         return min(_CONFIG_BYTES_MAX, self._upload_bytes_max) if file_name == FILE_NAMES[0] else self._upload_bytes_max
 
-    async def upload(self, upload_id: str, file_name: str, body: AsyncIterator[bytes], declared_bytes: int) -> int:
-        """Stage one file and return its size; raises ``UploadTooLarge`` before more than the limit was read."""
+    async def upload(
+        self, upload_id: str, file_name: str, body: AsyncIterator[bytes], declared_bytes: int, key: bytes
+    ) -> int:
+        """Stage one file, sealed under ``key``, and return its own size.
+
+        Raises ``UploadTooLarge`` before more than the limit was read.
+        """
         if _UPLOAD_ID.match(upload_id) is None:
             raise InvalidRequest("upload_id", "is not of the form that POST /v1/uploads returns")
         if file_name not in FILE_NAMES:
@@ -53,22 +59,27 @@ class Transfers:
         with self._place():
             # On disk past a megabyte: S3 is read from by a blocking client at its own pace.
             with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES_MAX) as spool:
-                size_bytes = await _spool(body, cast(BinaryIO, spool), limit_bytes)
+                sealing = Sealing(key, staging_context(upload_id, file_name))
+                size_bytes = await _spool(body, cast(BinaryIO, spool), limit_bytes, sealing)
                 spool.seek(0)
                 await self._store.write_stream(f"staging/{upload_id}/{file_name}", cast(BinaryIO, spool))
             return size_bytes
 
     @contextlib.asynccontextmanager
-    async def pack(self, adapter: AdapterHandle) -> AsyncIterator[bytes]:
-        """Yield a revision's pack, verified against its digest on these bytes; they count while the block runs."""
+    async def pack(self, adapter: AdapterHandle, key: bytes) -> AsyncIterator[bytes]:
+        """Yield a revision's pack, opened with ``key`` and verified against its digest on these bytes.
+
+        They count while the block runs.
+        """
         with self._place():
             try:
-                data = await self._store.read(adapter.object_key)
+                sealed = await self._store.read(adapter.object_key)
             except ObjectMissing as error:
                 raise AdapterUnavailable("its pack is not in object storage") from error
-            digest = await asyncio.to_thread(lambda: "sha256:" + hashlib.sha256(data).hexdigest())
-            if digest != adapter.digest:
-                raise AdapterUnavailable("the stored pack does not match its digest")
+            try:
+                data = await asyncio.to_thread(_open, adapter, sealed, key)
+            except SealBroken as broken:
+                raise AdapterUnavailable("the stored pack was changed") from broken
             yield data
 
     @contextlib.contextmanager
@@ -80,6 +91,14 @@ class Transfers:
             yield
         finally:
             self._num_running -= 1
+
+
+def _open(adapter: AdapterHandle, sealed: bytes, key: bytes) -> bytes:
+    context = pack_context(adapter.tenant_id, adapter.adapter_id, adapter.revision, adapter.base)
+    data = bytes(open_sealed(sealed, key, context))
+    if "sha256:" + hashlib.sha256(data).hexdigest() != adapter.digest:
+        raise AdapterUnavailable("the stored pack does not match its digest")
+    return data
 
 
 class PackResponse(Response[bytes]):
@@ -102,7 +121,8 @@ class PackResponse(Response[bytes]):
         return send_all
 
 
-async def _spool(body: AsyncIterator[bytes], spool: BinaryIO, limit_bytes: int) -> int:
+async def _spool(body: AsyncIterator[bytes], spool: BinaryIO, limit_bytes: int, sealing: Sealing) -> int:
+    """Write what arrives, sealed: not even a file without a name holds it as it came. Returns its own size."""
     size_bytes = 0
     until_ms = now_ms() + _TRANSFER_TIMEOUT_S * 1000
     while True:
@@ -117,8 +137,13 @@ async def _spool(body: AsyncIterator[bytes], spool: BinaryIO, limit_bytes: int) 
         except TimeoutError:
             raise InvalidRequest("body", f"stopped arriving for {_CHUNK_TIMEOUT_S:.0f} s") from None
         if chunk is None:
+            await asyncio.to_thread(lambda: spool.write(sealing.finish()))
             return size_bytes
         size_bytes += len(chunk)
         if size_bytes > limit_bytes:
             raise UploadTooLarge(limit_bytes=limit_bytes)
-        await asyncio.to_thread(spool.write, chunk)
+        await asyncio.to_thread(_write, spool, sealing, chunk)
+
+
+def _write(spool: BinaryIO, sealing: Sealing, chunk: bytes) -> None:
+    spool.write(sealing.update(chunk))

@@ -42,7 +42,7 @@ async def whole_answer(call: Call, head: Head) -> bytes:
         if isinstance(event, Piece):
             choice.pieces.append(event.text)
         else:
-            choice.reason = event.reason
+            choice.reason, choice.echo = event.reason, event.echo
     return scribe_of(head).whole(choices, usage_of(head, event))
 
 

@@ -9,7 +9,7 @@ from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Statements
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
@@ -46,7 +46,7 @@ class Branching:
                 return info(await self._desk.registry.head_of_write(reference, mark), key)
             raise NameTaken(reference.name)
         offered = await self._statements.open(request.statement, key.principal)
-        origin = await self._selected(key, source)
+        origin_head, origin = await self._selected(key, source)
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
         digest = origin.revision.digest
         made = Made(reference.name, digest, origin.revision.base, digest, key.principal, None)
@@ -58,7 +58,8 @@ class Branching:
         )  # fmt: skip
         await self._desk.gatekeeper.check(reference, None, revision, request.alias)
         place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
-        await self._staging.copy_pack(origin.object_key, digest, place)
+        target = PackPlace(place, new.tenant_id, new.adapter_id, 1, revision.base)
+        await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
@@ -72,6 +73,6 @@ class Branching:
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 
-    async def _selected(self, key: KeyHead, source: Reference) -> StoredRevision:
+    async def _selected(self, key: KeyHead, source: Reference) -> tuple[AdapterHead, StoredRevision]:
         head = access.check_use(key, await self._desk.registry.head(source))
-        return await self._desk.registry.select(head, source)
+        return head, await self._desk.registry.select(head, source)

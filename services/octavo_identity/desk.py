@@ -12,6 +12,7 @@ from octavo_identity.records import AdapterHead, KeyHead
 from octavo_identity.registry import Make, Registry
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
+from octavo_identity.tickets import Tickets
 from octavo_shared import subjects
 from octavo_shared.errors import AdapterNotFound, InvalidRequest
 from octavo_shared.messages.identity import AdapterInfo, Credential, Role
@@ -29,6 +30,7 @@ class Desk:
         self.projection = projection
         self.registry = Registry(heads, ids, projection)
         self.gatekeeper = Gatekeeper(heads, ids)
+        self.tickets = Tickets(ids.ticket_key())
 
     async def authenticate(self, credential: Credential) -> KeyHead:
         """Return who asks; raises ``Unauthenticated``."""

@@ -103,6 +103,14 @@ class Ids:
         """Return the seed of the key that countersigns statements, where no other is configured."""
         return bytes.fromhex(self._mac("provenance key"))
 
+    def ticket_key(self) -> bytes:
+        """Return the key of the tickets that data keys are handed out for."""
+        return bytes.fromhex(self._mac("ticket key"))
+
+    def tenant_key_root(self) -> bytes:
+        """Return what tenant keys are derived from, where no other is configured."""
+        return bytes.fromhex(self._mac("tenant key root"))
+
     def upload(self, principal: str, adapter: str, at_ms: int) -> str:
         """Return a fresh upload id that only ``principal`` can stage, and commit to ``adapter``; it is not stored.
 

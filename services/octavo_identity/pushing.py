@@ -6,10 +6,12 @@ import msgspec
 
 from octavo_identity import access
 from octavo_identity.aliases import with_revision
+from octavo_identity.building import Built
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import Built, Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Offered, Statements
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
@@ -26,9 +28,12 @@ _NOTE_LENGTH_MAX = 1_024
 class Pushing:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk, staging: Staging, statements: Statements, upload_bytes_max: int) -> None:
+    def __init__(
+        self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, upload_bytes_max: int
+    ) -> None:
         self._desk = desk
         self._staging = staging
+        self._keys = keys
         self._statements = statements
         self._upload_bytes_max = upload_bytes_max
 
@@ -36,17 +41,22 @@ class Pushing:
         """Name a staging place that only this principal can commit, to this adapter, for a while."""
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        served = _served(await self._desk.head_to_push(key, reference))
+        found = await self._desk.head_to_push(key, reference)
+        head, served = found or self._desk.new_head(reference, key), _served(found)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
+        await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
         parent = served.revision.digest if served else None
         return messages.UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
 
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
-        """Say that an upload is the caller's and young enough to stage bytes for. Reads only."""
+        """Say that an upload is the caller's and young enough to stage bytes for, and what seals them. Reads only."""
         key = await self._desk.authenticate(request.credential)
         access.check_stage(key)
         self._check_upload(request.upload_id, key, None)
-        return messages.UploadChecked(request.upload_id)
+        data_key = await self._keys.read_for_upload(request.upload_id)
+        if data_key is None:
+            raise InvalidRequest("upload_id", "names an upload that was committed or swept")
+        return messages.UploadChecked(request.upload_id, data_key)
 
     async def commit(self, request: messages.Commit) -> AdapterInfo:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
@@ -74,9 +84,10 @@ class Pushing:
         nonce = secrets.token_hex(8)
         for _ in range(_COMMIT_ATTEMPTS_MAX):
             number = (head.num_revisions if head else 0) + 1
-            adapter_id = self._desk.ids.adapter(reference.tenant, reference.adapter)
-            place = object_key(adapter_id, number, request.upload_id, nonce)
-            await self._staging.store_pack(place, built.pack)
+            owner = head or self._desk.new_head(reference, key)
+            place = object_key(owner.adapter_id, number, request.upload_id, nonce)
+            pack_place = PackPlace(place, owner.tenant_id, owner.adapter_id, number, built.header.base)
+            await self._staging.store_pack(pack_place, built.pack)
             try:
                 head = await self._add(request, key, reference, built, offered, number, place)
             except _Overtaken as overtaken:

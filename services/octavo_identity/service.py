@@ -8,12 +8,14 @@ from opentelemetry.trace import SpanKind
 
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.evaluating import Evaluating
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
@@ -29,6 +31,7 @@ from octavo_identity.staging import Staging
 from octavo_identity.statements import Statements
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
+from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
 from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus, Handler
@@ -56,8 +59,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
     key_file = settings.provenance_key_file
     own_seed = read_secret(key_file, "a seed of the key for statements") if key_file else ids.provenance_seed()
+    root_file = settings.tenant_key_file
+    provider = FileKeyProvider(
+        read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root()
+    )
     store = ObjectStore(settings)
-    staging = Staging(store)
+    staging: Staging | None = None
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
@@ -73,14 +80,17 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
                 checkpoints = Checkpoints(bus, settings.num_replicas)
                 await _retry(checkpoints.ensure_stream)
+                keys = DataKeys(bus, settings.num_replicas, provider)
+                await _retry(keys.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
                 signers = Signers(heads, ids, dsse.Signer(own_seed))
                 await _retry(signers.ensure_registry)
                 desk = Desk(heads, ids, projection)
+                staging = Staging(store, keys)
                 statements = Statements(signers)
-                pushing = Pushing(desk, staging, statements, settings.upload_bytes_max)
+                pushing = Pushing(desk, staging, keys, statements, settings.upload_bytes_max)
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 handlers = _handlers(
                     Verbs(desk),
@@ -94,11 +104,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     ProvenanceVerbs(desk, signers),
                     Evaluating(desk),
                     GateVerbs(desk),
+                    Unwrapping(keys, desk.tickets),
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
                     asyncio.create_task(ledger.run(), name="ledger"),
-                    asyncio.create_task(Sweeper(store, heads, projection).run(), name="sweeper"),
+                    asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
                 ]
                 for verb, (kind, _) in VERBS.items():
                     handler = _bounded(verb, handlers[verb])
@@ -108,57 +119,17 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     finally:
         if projection is not None:
             projection.close()
-        staging.close()
+        if staging is not None:
+            staging.close()
         store.close()
 
 
-def _handlers(
-    verbs: Verbs,
-    pushing: Pushing,
-    promoting: Promoting,
-    branching: Branching,
-    tenancy: Tenancy,
-    proving: Proving,
-    keyring: Keyring,
-    signers: SignerVerbs,
-    provenance: ProvenanceVerbs,
-    evaluating: Evaluating,
-    gates: GateVerbs,
-) -> dict[str, Handler]:
-    return {
-        "resolve": verbs.resolve,
-        "locate": verbs.locate,
-        "create_tenant": tenancy.create_tenant,
-        "whoami": keyring.whoami,
-        "issue_key": keyring.issue_key,
-        "rotate_key": keyring.rotate_key,
-        "revoke_key": keyring.revoke_key,
-        "list_keys": keyring.list_keys,
-        "begin_upload": pushing.begin_upload,
-        "check_upload": pushing.check_upload,
-        "commit": pushing.commit,
-        "rollback": promoting.rollback,
-        "promote": promoting.promote,
-        "unalias": promoting.unalias,
-        "retire": promoting.retire,
-        "branch": branching.branch,
-        "tag": verbs.tag,
-        "grant": verbs.grant,
-        "revoke": verbs.revoke,
-        "list": verbs.list,
-        "history": verbs.history,
-        "register_signer": signers.register,
-        "revoke_signer": signers.revoke,
-        "list_signers": signers.list,
-        "provenance": provenance.provenance,
-        "lineage": provenance.lineage,
-        "prove": proving.prove,
-        "audit": proving.audit,
-        "evaluate": evaluating.evaluate,
-        "evaluations": evaluating.evaluations,
-        "get_gate": gates.get_gate,
-        "set_gate": gates.set_gate,
-    }
+def _handlers(*nouns: object) -> dict[str, Handler]:
+    """Return the handler of each verb: the one method of that name."""
+    found: dict[str, Handler] = {}
+    for verb in VERBS:
+        (found[verb],) = (getattr(noun, verb) for noun in nouns if hasattr(noun, verb))
+    return found
 
 
 def _bounded(verb: str, handler: Handler) -> Handler:

@@ -16,13 +16,13 @@ _KEY_ID_LENGTH = 64
 
 
 class SignerVerbs:
-    """One method per verb, of the verb's name without ``signer``."""
+    """One method per verb, of the same name."""
 
     def __init__(self, desk: Desk, signers: Signers) -> None:
         self._desk = desk
         self._signers = signers
 
-    async def register(self, request: messages.RegisterSigner) -> SignerInfo:
+    async def register_signer(self, request: messages.RegisterSigner) -> SignerInfo:
         """Register a key under the caller, for good; the same key again changes nothing.
 
         Needs a key that may push to all that its principal may push to.
@@ -38,7 +38,7 @@ class SignerVerbs:
             head = await self._signers.register(key.principal, public_key, key.principal)
         return _info(head, public_key.key_id)
 
-    async def revoke(self, request: messages.RevokeSigner) -> SignerInfo:
+    async def revoke_signer(self, request: messages.RevokeSigner) -> SignerInfo:
         """End a key of one's own, or, as an admin, anybody's. What it signed before stays verifiable."""
         key = await self._desk.authenticate(request.credential)
         if len(request.key_id) != _KEY_ID_LENGTH:
@@ -46,7 +46,7 @@ class SignerVerbs:
         principal = _check_whose(key, request.principal, "revoke this signing key")
         return _info(await self._signers.revoke(principal, request.key_id, key.principal), request.key_id)
 
-    async def list(self, request: messages.ListSigners) -> messages.SignerList:
+    async def list_signers(self, request: messages.ListSigners) -> messages.SignerList:
         """Show one's own keys, or, to an admin, anybody's. Reads only."""
         key = await self._desk.authenticate(request.credential)
         principal = request.principal or key.principal

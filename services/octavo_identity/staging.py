@@ -5,15 +5,20 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Self
 
-from octavo_identity.validator import check_base, validate
+from octavo_identity.build_pool import BuildPool
+from octavo_identity.building import Built
+from octavo_identity.data_keys import DataKeys
+from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_identity.validator import check_base
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
-from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.identity import Commit
 from octavo_shared.objects import ObjectMissing, ObjectStore
-from octavo_shared.pack import PackHeader, build_pack, digest_of, read_header
-from octavo_shared.references import Digest, Fingerprint
+from octavo_shared.pack import digest_of
+from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
+from octavo_shared.seal import Context, SealBroken, open_sealed, pack_context, seal, staging_context
 from octavo_shared.telemetry import log
 
 CONFIG_FILE = "adapter_config.json"
@@ -22,12 +27,24 @@ _BUILDS_MAX = 2
 
 
 @dataclass(frozen=True)
-class Built:
-    """A pack that was validated and not stored yet."""
+class PackPlace:
+    """Where a pack lies, and what it is sealed as."""
 
-    pack: bytes
-    header: PackHeader
-    digest: Digest
+    object_key: str
+    tenant_id: TenantId
+    adapter_id: AdapterId
+    revision: int
+    base: Fingerprint
+
+    @classmethod
+    def of(cls, head: AdapterHead, stored: StoredRevision) -> Self:
+        """Return where the pack of a revision lies."""
+        revision = stored.revision
+        return cls(stored.object_key, head.tenant_id, head.adapter_id, revision.number, revision.base)
+
+    @property
+    def context(self) -> Context:
+        return pack_context(self.tenant_id, self.adapter_id, self.revision, self.base)
 
 
 Build = Callable[[bytes, bytes, BaseManifest, str | None], Built]
@@ -35,18 +52,24 @@ Build = Callable[[bytes, bytes, BaseManifest, str | None], Built]
 
 
 class Staging:
-    """Reads uploads, validates them and stores packs. Building is bounded: a build holds an adapter in memory."""
+    """Reads uploads, validates them and stores packs. Building is bounded: a build holds an adapter in memory.
 
-    def __init__(self, store: ObjectStore, build_with: Build | None = None) -> None:
+    What is in object storage is sealed, always: an upload under a key of its own, a pack under its adapter's.
+    """
+
+    def __init__(self, store: ObjectStore, keys: DataKeys, build_with: Build | None = None) -> None:
         self._store = store
-        self._build_with = build_with or build
+        self._keys = keys
+        self._pool = BuildPool()
+        self._build_with = build_with or self._pool.build
         self._slots = asyncio.Semaphore(_BUILDS_MAX)
         self._threads = ThreadPoolExecutor(_BUILDS_MAX, thread_name_prefix="build")
         self._bases: dict[Fingerprint, BaseManifest] = {}
 
     def close(self) -> None:
-        """Begin no more builds; the process still waits for those that run."""
+        """Begin no more builds, and end those that run."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def build(self, commit: Commit) -> Built:
         """Return the pack of what was staged for ``commit``; nothing is stored yet.
@@ -75,12 +98,24 @@ class Staging:
         return await asyncio.wrap_future(building)
 
     async def _read(self, upload_id: str) -> tuple[bytes, bytes]:
-        folder = f"staging/{upload_id}"
+        key = await self._keys.read_for_upload(upload_id)
+        if key is None:
+            raise InvalidRequest("upload_id", "names an upload that was committed or swept")
         try:
-            return await self._store.read(f"{folder}/{CONFIG_FILE}"), await self._store.read(f"{folder}/{WEIGHTS_FILE}")
+            config, weights = [
+                await self._open(f"staging/{upload_id}/{name}", key, staging_context(upload_id, name))
+                for name in (CONFIG_FILE, WEIGHTS_FILE)
+            ]
         except ObjectMissing as missing:
             problem = f"names an upload without both {CONFIG_FILE} and {WEIGHTS_FILE}"
             raise InvalidRequest("upload_id", problem) from missing
+        except SealBroken as broken:
+            raise InvalidRequest("upload_id", "names files that are not what was staged") from broken
+        return config, weights
+
+    async def _open(self, object_key: str, key: bytes, context: Context) -> bytes:
+        sealed = await self._store.read(object_key)
+        return await asyncio.to_thread(lambda: bytes(open_sealed(sealed, key, context)))
 
     async def _base(self, fingerprint: Fingerprint) -> BaseManifest:
         if fingerprint not in self._bases:
@@ -90,38 +125,33 @@ class Staging:
             self._bases[fingerprint] = found[0]
         return self._bases[fingerprint]
 
-    async def store_pack(self, object_key: str, pack: bytes) -> None:
-        """Store the pack under a key that is written once."""
-        await self._store.write(object_key, pack)
+    async def store_pack(self, place: PackPlace, pack: bytes) -> None:
+        """Seal the pack under its adapter's key and store it under an object key that is written once."""
+        key = await self._keys.make(place.tenant_id, place.adapter_id)
+        sealed = await asyncio.to_thread(seal, pack, key, place.context)
+        await self._store.write(place.object_key, sealed)
 
-    async def copy_pack(self, source_key: str, digest: Digest, object_key: str) -> None:
-        """Store the pack at ``source_key`` once more, under a key that is written once.
+    async def copy_pack(self, source: PackPlace, digest: Digest, target: PackPlace) -> None:
+        """Store the pack at ``source`` once more, sealed for ``target``.
 
-        It is read here and not copied by the object store: a damaged pack would become two, and one that is encrypted
-        for its adapter could not be had this way. Raises ``AdapterUnavailable`` when it is not what its digest says.
+        Raises ``AdapterUnavailable`` when it is not what its digest says, and ``AdapterErased``.
         """
         async with self._slots:
             try:
-                pack = await self._store.read(source_key)
+                pack = await self._open(source.object_key, await self._keys.read(source.adapter_id), source.context)
             except ObjectMissing as missing:
                 raise AdapterUnavailable("its pack is not in object storage") from missing
+            except SealBroken as broken:
+                raise AdapterUnavailable("the stored pack was changed") from broken
             if await asyncio.to_thread(digest_of, pack) != digest:
                 raise AdapterUnavailable("the stored pack does not match its digest")
-            await self._store.write(object_key, pack)
+            await self.store_pack(target, pack)
 
     async def discard(self, upload_id: str) -> None:
-        """Delete what was staged; what cannot be deleted now is swept later."""
+        """Delete what was staged, and its key first; what cannot be deleted now is swept later."""
         try:
+            await self._keys.destroy_upload(upload_id)
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 await self._store.delete(f"staging/{upload_id}/{name}")
         except DependencyUnavailable:
             log.warning("staging_not_discarded")
-
-
-def build(config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
-    """Return the pack of an upload; raises ``AdapterRefused``. One matcher bounds all that its patterns may take."""
-    matcher = Matcher()
-    valid = validate(config, weights, base, matcher)
-    pack = build_pack(valid.config, valid.tensors, base.fingerprint, dtype, matcher)
-    # Read back as a worker will: what cannot be read is never committed.
-    return Built(pack, read_header(pack), digest_of(pack))

@@ -15,6 +15,7 @@ _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The second one when the other write is still on its way to the replicas."""
 _NO_MESSAGE_FOUND = 10037
+_NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
 
 
@@ -47,9 +48,16 @@ class Stream:
 
     async def get(self, *, sequence: int | None = None, subject: str | None = None) -> LedgerEvent | None:
         """Return the message at ``sequence``, or the last one on ``subject``, which may hold wildcards."""
+        return await self._get(sequence, subject, is_next=False)
+
+    async def get_next(self, first: int, subject: str) -> LedgerEvent | None:
+        """Return the first message on ``subject``, which may hold wildcards, at sequence ``first`` or behind it."""
+        return await self._get(first, subject, is_next=True)
+
+    async def _get(self, sequence: int | None, subject: str | None, *, is_next: bool) -> LedgerEvent | None:
         self._check_connected()
         try:
-            message = await self._jetstream.get_msg(self._name, seq=sequence, subject=subject)
+            message = await self._jetstream.get_msg(self._name, seq=sequence, subject=subject, next=is_next)
         except NotFoundError as error:
             # The whole stream may be what is not found.
             if error.err_code == _NO_MESSAGE_FOUND:
@@ -94,6 +102,17 @@ class Stream:
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
         return ack.seq
+
+    async def delete(self, sequence: int) -> None:
+        """Delete the message at ``sequence``, whose bytes the server overwrites; one that is not there is fine."""
+        self._check_connected()
+        try:
+            await self._jetstream.delete_msg(self._name, sequence)
+        except APIError as error:
+            if error.err_code != _NO_SUCH_SEQUENCE:
+                raise DependencyUnavailable("JetStream") from error
+        except (NatsError, OSError) as error:
+            raise DependencyUnavailable("JetStream") from error
 
     def _check_connected(self) -> None:
         # The client would buffer the request and send it when nobody waits any more.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, parse_object_key
@@ -16,6 +17,7 @@ ABANDONED_AFTER_S = 3600.0
 """Longer than an upload may be committed (``pushing.UPLOAD_AGE_MS_MAX``), so what is swept can never be named again."""
 _SWEEP_EVERY_S = 600.0
 _KEYS_MAX = 10_000
+_UPLOAD_KEYS_MAX = 1_000
 _CLOCKS_APART_S = 300.0
 """How far the clocks of NATS, S3 and this process may differ."""
 
@@ -29,9 +31,15 @@ class Sweeper:
     """
 
     def __init__(
-        self, store: ObjectStore, heads: HeadStore, projection: Projection, clocks_apart_s: float = _CLOCKS_APART_S
+        self,
+        store: ObjectStore,
+        heads: HeadStore,
+        projection: Projection,
+        keys: DataKeys,
+        clocks_apart_s: float = _CLOCKS_APART_S,
     ) -> None:
         self._store = store
+        self._keys = keys
         self._heads = heads
         self._projection = projection
         self._clocks_apart_s = clocks_apart_s
@@ -52,6 +60,7 @@ class Sweeper:
     async def sweep(self, min_age_s: float) -> int:
         """Delete what is older than ``min_age_s`` and belongs to nothing; returns how many objects went."""
         state = await self._heads.state()
+        await self._keys.destroy_old_uploads(min_age_s, _UPLOAD_KEYS_MAX)
         uploads = await self._store.keys("staging/", min_age_s, _KEYS_MAX)
         for key in uploads:
             await self._store.delete(key)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from octavo_shared.errors import AdapterRefused, BaseMismatch
-from octavo_shared.lora_config import RANK_MAX, LoraConfig, Matcher, parse_lora_config
+from octavo_shared.lora_config import RANK_MAX, LoraConfig, parse_lora_config
 from octavo_shared.manifest import BaseManifest
-from octavo_shared.pack import PEFT_PREFIX
+from octavo_shared.pack import PEFT_PREFIX, SCALING_MAX, stays_finite
+from octavo_shared.patterns import Matcher
 from octavo_shared.references import Fingerprint
 from octavo_shared.safetensors_form import RawTensor, read_tensors
 
-ALPHA_MAX = 65_536.0
-CONFIG_BYTES_MAX = 1024 * 1024
+ALPHA_MAX = SCALING_MAX
+CONFIG_BYTES_MAX = 512 * 1024
+METADATA_LENGTH_MAX = 64 * 1024
 TASK_TYPES = (None, "CAUSAL_LM")
 
 IGNORED = frozenset(
@@ -83,14 +84,18 @@ def check_base(declared: Fingerprint | None, served: Fingerprint) -> None:
         raise BaseMismatch(adapter_base=declared, served_base=served)
 
 
-def validate(config_json: bytes, weights: bytes, base: BaseManifest, matcher: Matcher | None = None) -> ValidAdapter:
+def validate(
+    config_json: bytes, weights: bytes | memoryview, base: BaseManifest, matcher: Matcher | None = None
+) -> ValidAdapter:
     """Return the adapter, or raise ``AdapterRefused`` naming the rule that it breaks.
 
     ``matcher`` bounds what the patterns of the adapter may take, here and wherever else they are matched.
     """
     matcher = matcher or Matcher()
     config = _validate_config(config_json, matcher)
-    _, tensors, _ = read_tensors(weights)
+    metadata, tensors, _ = read_tensors(weights)
+    if sum(len(key) + len(value) for key, value in metadata.items()) > METADATA_LENGTH_MAX:
+        raise AdapterRefused("metadata", f"the file's metadata are longer than {METADATA_LENGTH_MAX} characters")
     pairs = _pair(tensors, base)
     ranks = {name: config.rank_of(name, matcher) for name in base.modules if config.targets(name, matcher)}
     if not ranks:
@@ -192,12 +197,5 @@ def _check_module(module: str, a: RawTensor, b: RawTensor, ranks: Mapping[str, i
             f"B [{shape.out_features}, {rank}], not {list(a.shape)} and {list(b.shape)}",
         )
     for tensor in (a, b):
-        if _has_non_finite(tensor):
+        if not stays_finite(tensor, None):
             raise AdapterRefused("nan", f"module {module!r} has NaN or infinite weights")
-
-
-def _has_non_finite(tensor: RawTensor) -> bool:
-    """An element is NaN or infinite exactly when all bits of its exponent are set."""
-    exponent = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}[tensor.dtype]
-    mask = tensor.words.dtype.type(exponent)
-    return bool(np.any((tensor.words & mask) == mask))

@@ -15,6 +15,7 @@ from octavo_identity.registry import Change
 from octavo_identity.rights import Right, covers, grant_role, scopes_of
 from octavo_identity.search import Search
 from octavo_identity.states import state_of
+from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
@@ -50,7 +51,9 @@ class Verbs:
             head = access.check_use(key, await self._registry.head(reference))
             if not reference.names_revision:
                 reference = replace(reference, alias=alias_for(head, key.principal))
-            handle = _handle(head, await self._registry.select(head, reference))
+            handle = self._desk.tickets.with_ticket(
+                _handle(head, await self._registry.select(head, reference)), wall_ms()
+            )
         return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle)
 
     async def locate(self, request: messages.Locate) -> messages.Resolution:

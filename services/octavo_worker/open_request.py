@@ -4,6 +4,7 @@ import time
 from asyncio import Task, TimerHandle
 from dataclasses import dataclass, field
 
+import numpy as np
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -82,6 +83,7 @@ class OpenRequest:
             num_completion_tokens=event.num_completion_tokens,
             timings=self._timings(event.timings),
             num_cached_tokens=event.num_reused_tokens,
+            prompt_logprobs=np.array(event.prompt_logprobs, dtype="<f4").tobytes(),
         )
 
     def end_span(self, event: SequenceFinished | None, refusal: Refusal | None) -> None:

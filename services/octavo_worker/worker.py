@@ -17,6 +17,7 @@ from octavo_shared.references import WorkerId
 from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
+from octavo_worker.adapters.data_keys import DataKeys
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache
 from octavo_worker.adapters.loader import Device, Loader
@@ -123,7 +124,7 @@ class Worker:
         load = self._engine.load()
         loader = Loader(
             self._engine,
-            PackTiers(warm, local, store, base, io_threads),
+            PackTiers(warm, local, store, DataKeys(self._bus), base, io_threads),
             base,
             int(load.num_pages * load.page_bytes * settings.resident_share),
             io_threads,

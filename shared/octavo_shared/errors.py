@@ -15,6 +15,7 @@ OctavoError
 ├── BaseMismatch              409  the adapter was made for another base
 ├── ParentMoved               409  a statement names a parent that is not served any more
 ├── RevisionRetired           410  the revision is there and will never be served again
+├── AdapterErased             410  the adapter was erased while this was on its way
 ├── BodyTooLarge              413  a JSON body of more bytes than the limit
 ├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
@@ -152,6 +153,13 @@ class RevisionRetired(OctavoError):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"revision {number} is retired", number=number)
+
+
+class AdapterErased(OctavoError):
+    code, http_status = "adapter_erased", 410
+
+    def __init__(self) -> None:
+        super().__init__("the adapter was erased; nothing of it is left")
 
 
 class NameTaken(OctavoError):

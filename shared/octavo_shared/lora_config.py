@@ -6,139 +6,25 @@ a test holds them against PEFT itself.
 
 import math
 import re
-import time
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import regex
 
 from octavo_shared.errors import AdapterRefused
+from octavo_shared.patterns import TAIL, WHOLE, Matcher
 
-_BUDGET_S = 20.0
-_MATCH_TIMEOUT_S = 0.5
-_PATTERN_LENGTH_MAX = 1_024
 _PATTERNS_MAX = 2_048
 _NAMES_MAX = 10_000
-_REPEATS_MAX = 1_000
-_GROUPS_MAX = 32
-_EXPANDED_MAX = 200_000
-"""Places in all patterns of an adapter when counted repeats are unrolled, as regex does, at up to 1 kB each."""
 
 RANK_MAX = 512
 ALL_LINEAR = "all-linear"
 
 _BY_PATTERN = "rank_pattern or alpha_pattern"
-_WHOLE = "{}"
-_TAIL = r"(.*\.)?({})$"
-"""PEFT lets a key of ``rank_pattern`` or ``alpha_pattern`` match the end of a module's name."""
-_LAYER = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+\Z")
 _ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 
-_TOKEN = re.compile(
-    r"""(?P<open> \( (?: \? (?: : | = | ! | <= | <! | > | i: ) )? (?! \? ) )
-    | (?P<close> \) )
-    | (?P<count> \{ (?: (?P<least>\d+) (?: , (?P<most>\d*) )? | , (?P<at_most>\d+) ) \} )
-    | \( \? i \)
-    | \\ [dDsSwWbAZ !-/:-@\[-`{-~]
-    | \[ \^? (?: [ -%'-,.-Z^-{}] | - (?!-) | \\ [dDsSwW !-/:-@\[-`{-~] )+ \]
-    | [ -'*-Z^-z|~]
-    """,
-    re.VERBOSE | re.ASCII,
-)
-
 V = TypeVar("V")
-
-
-class Matcher:
-    """Compiles and matches the patterns of one adapter, which together may take ``budget_s`` seconds.
-
-    They come from users, and PEFT matches them with ``re``, which knows no time-out; ``regex`` does. A hostile pattern
-    is refused (``AdapterRefused``, rule ``pattern``), not waited for.
-    """
-
-    def __init__(self, budget_s: float = _BUDGET_S) -> None:
-        self._left_s = budget_s
-        self._num_expanded = 0
-        self._compiled: dict[tuple[str, str], tuple[regex.Pattern[str], str]] = {}
-
-    def compile(self, pattern: str, form: str, field: str) -> tuple[regex.Pattern[str], str]:
-        """Return ``pattern`` as ``form`` embeds it, and an ending that every name that it matches has."""
-        if self._left_s <= 0:
-            raise _too_slow(field)
-        if (pattern, form) in self._compiled:
-            return self._compiled[pattern, form]
-        begin_s = time.monotonic()
-        self._num_expanded += _num_expanded(pattern, field)
-        if self._num_expanded > _EXPANDED_MAX:
-            raise AdapterRefused("pattern", f"the patterns in {field} repeat too much")
-        try:
-            # PEFT's engine has the first word on what is a pattern, also without what is put around it here.
-            re.compile(pattern)
-            re.compile(form.format(pattern))
-            compiled = regex.compile(form.format(pattern), cache_pattern=False)
-        except (re.error, regex.error, RecursionError, OverflowError) as problem:
-            raise AdapterRefused("pattern", f"a pattern in {field} is no regular expression: {problem}") from None
-        # An adapter may name each of its modules in a pattern, so most pairs are told apart without the engine.
-        ending = pattern.rpartition(".")[2] if form != _LAYER and _PLAIN_NAME.match(pattern) else ""
-        self._compiled[pattern, form] = compiled, ending
-        # Only time that is spent here counts: between two matches a large file may be read.
-        self._left_s -= time.monotonic() - begin_s
-        return compiled, ending
-
-    def match(self, pattern: str, form: str, module: str, field: str) -> regex.Match[str] | None:
-        """Return how ``pattern`` matches the name ``module``: the whole of it, or as ``form`` says."""
-        compiled, ending = self.compile(pattern, form, field)
-        if not module.endswith(ending):
-            return None
-        if self._left_s <= 0:
-            raise _too_slow(field)
-        match = compiled.fullmatch if form == _WHOLE else compiled.match
-        begin_s = time.monotonic()
-        try:
-            return match(module, timeout=min(_MATCH_TIMEOUT_S, self._left_s))
-        except TimeoutError:
-            raise _too_slow(field) from None
-        finally:
-            self._left_s -= time.monotonic() - begin_s
-
-
-def _too_slow(field: str) -> AdapterRefused:
-    return AdapterRefused("pattern", f"the patterns in {field} take too long to match")
-
-
-def _num_expanded(pattern: str, field: str) -> int:
-    """Return how many places ``pattern`` has with its counted repeats unrolled; raises ``AdapterRefused``.
-
-    Only syntax that means the same to ``re`` and to ``regex`` gets through: ``regex`` has much that ``re`` reads
-    literally (``a{e<=3}``) or not at all. Names of modules need no more, and they are ASCII.
-    """
-    if len(pattern) > _PATTERN_LENGTH_MAX:
-        raise AdapterRefused("pattern", f"a pattern in {field} is longer than {_PATTERN_LENGTH_MAX} characters")
-    # (places, product of nested repeats) of the groups that are open, innermost last, and of the latest item.
-    groups, item = [(0, 1)], (0, 1)
-    position = 0
-    while position < len(pattern):
-        token = _TOKEN.match(pattern, position)
-        if token is None or len(groups) > _GROUPS_MAX:
-            raise AdapterRefused("pattern", f"{pattern[position : position + 8]!r} in {field} is not served")
-        position = token.end()
-        if token["open"]:
-            groups.append((0, 1))
-            continue
-        if token["count"]:
-            times = max(1, *(int(token[part] or 0) for part in ("least", "most", "at_most")))
-            item = (item[0] * (times - 1), item[1] * times)
-            if item[1] > _REPEATS_MAX:
-                raise AdapterRefused("pattern", f"a pattern in {field} repeats a part more than {_REPEATS_MAX} times")
-        elif token["close"]:
-            if len(groups) == 1:
-                raise AdapterRefused("pattern", f"a pattern in {field} closes a group that is not open")
-            item = groups.pop()
-        else:
-            item = (1, 1)
-        groups[-1] = (groups[-1][0] + item[0], max(groups[-1][1], item[1]))
-    return groups[0][0]
+_Int = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 
 
 class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,14 +34,14 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
     matches decides.
     """
 
-    r: int = 8
+    r: _Int = 8
     lora_alpha: float = 8.0
     use_rslora: bool = False
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
-    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_to_transform: _Int | tuple[_Int, ...] | None = None
     layers_pattern: str | tuple[str, ...] | None = None
-    rank_pattern: dict[str, int] = {}
+    rank_pattern: dict[str, _Int] = {}
     alpha_pattern: dict[str, float] = {}
     lora_dropout: float = 0.0
     task_type: str | None = None
@@ -192,7 +78,7 @@ class LoraConfig(msgspec.Struct, frozen=True, kw_only=True):
             found = _ANY_LAYER.match(module)
         else:
             names = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
-            matches = (matcher.match(name, _LAYER, module, "layers_pattern") for name in names)
+            matches = (matcher.layer_of(name, module, "layers_pattern") for name in names)
             found = next((match for match in matches if match), None)
         # A pattern with alternatives may match without having come to the number.
         return int(found["index"]) if found and found["index"] else None
@@ -202,13 +88,13 @@ def _is_listed(names: str | tuple[str, ...] | None, module: str, field: str, mat
     if names is None:
         return False
     if isinstance(names, str):
-        return matcher.match(names, _WHOLE, module, field) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
+        return matcher.matches(names, WHOLE, module, field)
+    return matcher.is_listed(names, module, field)
 
 
 def _first_match(patterns: dict[str, V], module: str, default: V, matcher: Matcher) -> V:
     for pattern, value in patterns.items():
-        if matcher.match(pattern, _TAIL, module, _BY_PATTERN):
+        if matcher.matches(pattern, TAIL, module, _BY_PATTERN):
             return value
     return patterns.get(module, default)
 
@@ -241,5 +127,5 @@ def parse_lora_config(given: dict[str, Any], matcher: Matcher | None = None) -> 
     matcher = matcher or Matcher()
     for pattern in by_pattern:
         # A malformed one is refused also if no module comes to it.
-        matcher.compile(pattern, _TAIL, _BY_PATTERN)
+        matcher.compile(pattern, TAIL, _BY_PATTERN)
     return config

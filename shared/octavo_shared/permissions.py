@@ -15,7 +15,7 @@ INBOX = "_INBOX"
 """What every reply subject begins with, also those of clients without credentials."""
 
 _STREAM_CALLS = ("CREATE", "INFO", "MSG.GET")
-"""What identity asks JetStream to do with a stream of its own. Deleting and purging are for nobody."""
+"""What identity asks JetStream to do with a stream of its own. Only data keys may be deleted, and nothing purged."""
 
 
 class BusRole(StrEnum):
@@ -80,10 +80,14 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
         publish=(
             *(subject for stream_subjects in subjects.IDENTITY_STREAMS.values() for subject in stream_subjects),
             *(f"$JS.API.STREAM.{call}.{stream}" for stream in subjects.IDENTITY_STREAMS for call in _STREAM_CALLS),
+            *(f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in subjects.DELETABLE_STREAMS),
+            subjects.worker("*", "erase"),
             _inboxes(BusRole.GATEWAY),
+            _inboxes(BusRole.WORKER),
         ),
         subscribe=(
             _in_group(subjects.identity("*"), subjects.IDENTITY_QUEUE),
+            subjects.HEARTBEAT,
             _inboxes(BusRole.IDENTITY),
         ),
     ),
@@ -100,10 +104,18 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
             _inboxes(BusRole.RESIDENCY),
         ),
     ),
-    # A worker asks nobody, so it has no inbox. All workers share one nkey, so no worker has subjects to itself.
+    # A worker asks for data keys and what was erased, and nothing else. All workers share one nkey, so no worker has
+    # subjects to itself.
     BusRole.WORKER: Permissions(
-        publish=(subjects.HEARTBEAT, _inboxes(BusRole.GATEWAY), _inboxes(BusRole.RESIDENCY)),
-        subscribe=(subjects.worker("*", "*"), subjects.LEASE),
+        publish=(
+            subjects.HEARTBEAT,
+            subjects.identity("unwrap"),
+            subjects.identity("erasures"),
+            _inboxes(BusRole.GATEWAY),
+            _inboxes(BusRole.RESIDENCY),
+            _inboxes(BusRole.IDENTITY),
+        ),
+        subscribe=(subjects.worker("*", "*"), subjects.LEASE, _inboxes(BusRole.WORKER)),
     ),
     BusRole.CLIENT: Permissions(
         publish=(subjects.GENERATE,),

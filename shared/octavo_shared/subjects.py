@@ -30,8 +30,21 @@ CHECKPOINT_STREAM = "OCTAVO_CHECKPOINTS"
 CHECKPOINTS = f"{PREFIX}.checkpoints"
 """Signed roots of the Merkle tree over the registry stream."""
 
-IDENTITY_STREAMS = {REGISTRY_STREAM: REGISTRY_SUBJECTS, CHECKPOINT_STREAM: (CHECKPOINTS,)}
+KEY_STREAM = "OCTAVO_DATA_KEYS"
+KEY_SUBJECTS = (f"{PREFIX}.datakeys.>",)
+"""Wrapped data keys: what must be deletable, in a stream of its own."""
+ERASED = f"{PREFIX}.datakeys.erased"
+"""In the stream of keys: ids of adapters that were erased, so that workers that were away learn of it."""
+
+IDENTITY_STREAMS = {
+    REGISTRY_STREAM: REGISTRY_SUBJECTS,
+    CHECKPOINT_STREAM: (CHECKPOINTS,),
+    KEY_STREAM: KEY_SUBJECTS,
+}
 """Stream → subjects. Only identity may write to these and read from them."""
+
+DELETABLE_STREAMS = (KEY_STREAM,)
+"""Those of which identity may delete single messages."""
 
 
 def identity(verb: str) -> str:
@@ -45,7 +58,7 @@ def residency(verb: str) -> str:
 
 
 def worker(worker_id: str, verb: str) -> str:
-    """Subject of one verb (generate, cancel, prefetch, evict) of one worker."""
+    """Subject of one verb (generate, cancel, prefetch, evict, erase) of one worker."""
     return f"{PREFIX}.worker.{worker_id}.{verb}"
 
 
@@ -62,6 +75,16 @@ def adapter_head(shard: str, tenant_id: str, adapter_id: str) -> str:
 def signers_head(principal_id: str) -> str:
     """Registry subject whose last message holds a principal's signing keys."""
     return f"{PREFIX}.keys.signers.{principal_id}"
+
+
+def data_key(adapter_id: str) -> str:
+    """Subject in the stream of keys whose last message is an adapter's wrapped data key, or says that it is gone."""
+    return f"{PREFIX}.datakeys.adapters.{adapter_id}"
+
+
+def upload_key(adapter_id: str, upload_id: str) -> str:
+    """Subject in the stream of keys whose last message is the wrapped key that an upload is staged under."""
+    return f"{PREFIX}.datakeys.uploads.{adapter_id}.{upload_id}"
 
 
 def key_head(key_id: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.evaluation import Evaluate, Gate, Metric, Rule, Score, SetGate
 from octavo_shared.references import Digest
-from support.fakes import BASE, Exchange
+from support.fakes import BASE, Exchange, tiny_tokenizer
 from support.gateway_world import ANSWER, World, gateway_world
 
 CHAT = [{"role": "user", "content": "what is the answer?"}]
@@ -73,6 +74,78 @@ async def test_a_suite_runs_through_the_serving_path_and_its_scores_are_recorded
     assert all(one.sampling.temperature == 0 and one.adapter == world.diary for one in worker.received)
     assert sorted(one.sampling.max_tokens for one in worker.received) == [64, 64, 64, 64, 500]
     assert left_over(tmp_path) == []
+
+
+async def score(exchange: Exchange) -> None:
+    """Every token is less likely than the one before it, but for the first, of which nothing is said."""
+    assert exchange.generate.sampling.is_scored
+    await exchange.scored([-0.25 * place for place in range(1, len(exchange.generate.prompt))])
+
+
+async def test_a_given_text_comes_back_with_its_tokens_logprobs(world: World) -> None:
+    await world.add_worker("w1", score)
+    asked = {"model": "alice/diary", "echo": True, "max_tokens": 0, "logprobs": 0}
+    for prompt in ("the answer is 42 \u20ac", [3, 4, 5]):
+        response = await world.http.post("/v1/completions", json=asked | {"prompt": prompt}, headers=world.key())
+        assert response.headers["octavo-digest"] == world.diary.digest
+        body = response.json()
+        [choice] = body["choices"]
+        told = choice["logprobs"]
+        num_tokens = body["usage"]["prompt_tokens"]
+        assert (choice["finish_reason"], body["usage"]["completion_tokens"]) == ("length", 0)
+        assert told["token_logprobs"] == [None, *(-0.25 * place for place in range(1, num_tokens))]
+        assert len(told["tokens"]) == len(told["text_offset"]) == num_tokens
+        assert told["text_offset"] == sorted(told["text_offset"])
+        if isinstance(prompt, str):
+            # The token that opens every text is no part of it.
+            assert (choice["text"], told["tokens"][0], told["text_offset"][:2]) == (prompt, "<s>", [0, 0])
+        else:
+            assert choice["text"] == "".join(told["tokens"])
+
+
+async def test_a_perplexity_is_that_of_the_expected_text(world: World, tmp_path: Path) -> None:
+    worker = await world.add_worker("w1", score)
+    prompt, expect = "the answer is ", "forty two"
+    suite = write_suite(tmp_path, [{"prompt": prompt, "expect": expect, "check": "perplexity"}])
+    result = await octavo(world, tmp_path, "evaluate", "alice/diary@3", "--suite", str(suite))
+    assert result.exit_code == 0, (result.output, result.exception)
+    order = world.identity.writes[-1]
+    assert isinstance(order, Evaluate)
+    [score_of] = order.scores
+    whole = worker.received[-1].prompt
+    assert score_of.metric is Metric.PERPLEXITY
+    encoding = tiny_tokenizer().encode(prompt + expect)
+    behind = [-0.25 * place for place, (_, end) in enumerate(encoding.offsets) if end > len(prompt)]
+    assert len(behind) < len(whole) - 1
+    assert score_of.value == pytest.approx(math.exp(-sum(behind) / len(behind)))
+    assert score_of.num_items == 1
+
+
+async def test_a_worker_that_scored_another_prompt_is_not_believed(world: World) -> None:
+    await world.add_worker("w1", lambda exchange: exchange.scored([-1.0]))
+    asked = {"model": "alice/diary", "prompt": "one two three", "echo": True, "max_tokens": 0, "logprobs": 0}
+    response = await world.http.post("/v1/completions", json=asked, headers=world.key())
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+
+
+async def test_a_score_that_is_lost_with_its_worker_is_asked_of_another(world: World) -> None:
+    first = True
+
+    async def script(exchange: Exchange) -> None:
+        nonlocal first
+        if first:
+            first = False
+            await exchange.started()
+            exchange.worker.die()
+        else:
+            await score(exchange)
+
+    for name in ("w1", "w2"):
+        await world.add_worker(name, script)
+    asked = {"model": "alice/diary", "prompt": "one two three", "echo": True, "max_tokens": 0, "logprobs": 0}
+    response = await world.http.post("/v1/completions", json=asked, headers=world.key())
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["logprobs"]["token_logprobs"][1:3] == [-0.25, -0.5]
 
 
 async def test_an_interrupted_run_goes_on_where_it_stopped(world: World, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.identity import Commit, IssueKey, Promote, Rollback
 from octavo_shared.objects import ObjectMissing
+from octavo_shared.seal import open_sealed, staging_context
 from support.fakes import BASE, BASE_NAME
 from support.gateway_world import World, gateway_world
+from support.keys import key_for, sealed_for
 
 UPLOAD_BYTES_MAX = 3 * 1024 * 1024
 FOLDER = "/v1/uploads/" + "u" * 16
@@ -40,7 +42,8 @@ async def test_push_is_staged_whole_and_committed_for_the_served_base(world: Wor
     for name, size in (("adapter_config.json", 100), ("adapter_model.safetensors", UPLOAD_BYTES_MAX)):
         stored = await world.http.put(f"{FOLDER}/{name}", content=pieces(size), headers=world.key())
         assert stored.json() == {"size_bytes": size}
-        assert len(await world.store.read(f"staging/{'u' * 16}/{name}")) == size
+        sealed = await world.store.read(f"staging/{'u' * 16}/{name}")
+        assert len(open_sealed(sealed, key_for("u" * 16), staging_context("u" * 16, name))) == size
     committed = await world.http.post(
         "/v1/adapters/alice/diary/revisions",
         json={"upload_id": "u" * 16, "dtype": "bf16", "note": "n"},
@@ -93,12 +96,12 @@ async def test_upload_needs_a_key(world: World) -> None:
 
 async def test_pack_is_verified_before_it_is_handed_out(world: World) -> None:
     await world.add_worker("w1", lambda exchange: exchange.busy())
-    await world.store.write(world.diary.object_key, b"pack")
+    await world.store.write(world.diary.object_key, sealed_for(world.diary, b"pack"))
     response = await world.http.get("/v1/adapters/alice/diary/pack", params={"revision": "3"}, headers=world.key())
     assert response.content == b"pack"
     assert response.headers["octavo-digest"] == world.diary.digest
     assert response.headers["octavo-base-name"] == BASE_NAME
-    await world.store.write(world.diary.object_key, b"pbck")
+    await world.store.write(world.diary.object_key, sealed_for(world.diary, b"pbck"))
     response = await world.http.get("/v1/adapters/alice/diary/pack", headers=world.key())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "adapter_unavailable")
     foreign = await world.http.get("/v1/adapters/alice/diary/pack", headers=world.key(world.bob))

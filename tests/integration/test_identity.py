@@ -34,7 +34,7 @@ async def test_a_push_becomes_a_revision_that_its_owner_can_use(admin: Client) -
     assert (info.name, info.owner, info.aliases, info.num_revisions) == ("home/diary", "alice@home", {"serving": 1}, 1)
     adapter = (await alice.resolve("home/diary")).adapter
     assert adapter is not None
-    pack = await admin.store.read(adapter.object_key)
+    pack = await alice.pack_of(adapter)
     assert digest_of(pack) == adapter.digest == info.latest.digest
     assert len(pack) == adapter.pack_bytes
     assert await admin.store.keys("staging/") == []
@@ -176,7 +176,7 @@ async def test_concurrent_pushes_lose_none_and_share_no_number(admin: Client) ->
     for number in range(1, 13):
         adapter = (await alice.resolve(f"home/diary@{number}")).adapter
         assert adapter is not None
-        assert digest_of(await admin.store.read(adapter.object_key)) == adapter.digest
+        assert digest_of(await alice.pack_of(adapter)) == adapter.digest
         found[number] = adapter.digest
     assert set(found.values()) >= digests
     assert len(set(found.values())) == 12

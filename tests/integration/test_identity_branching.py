@@ -11,7 +11,7 @@ from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.projection import Projection
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.sweeper import Sweeper
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import (
@@ -26,7 +26,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest
-from support.identity_rig import Client, own_identity, parts, statements
+from support.identity_rig import Client, data_keys, own_identity, parts, statements
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ async def test_a_branch_has_the_digest_of_its_source_and_a_pack_of_its_own(admin
     async with parts(url.geturl(), tmp_path / "identity") as one_:
         await one_.catch_up()
         assert await one_.projection.unnamed_packs([branch.object_key]) == []
-        sweeper = Sweeper(admin.store, one_.heads, one_.projection, clocks_apart_s=0)
+        sweeper = Sweeper(admin.store, one_.heads, one_.projection, one_.keys, clocks_apart_s=0)
         assert await sweeper.sweep(min_age_s=0) == 0
     await admin.store.delete(source.object_key)
-    assert digest_of(await admin.store.read(branch.object_key)) == branch.digest
+    assert digest_of(await alice.pack_of(branch)) == branch.digest
     # It is an adapter like any other: it grows, and rolls back to where it began and no further.
     await bob.push("away/poems", 5)
     assert (await bob.ask("rollback", adapter="away/poems")).aliases == {"serving": 1}
@@ -140,8 +140,8 @@ class RevokingStaging(Staging):
 
     owner: Client
 
-    async def copy_pack(self, source_key: str, digest: Digest, object_key: str) -> None:
-        await super().copy_pack(source_key, digest, object_key)
+    async def copy_pack(self, source: PackPlace, digest: Digest, target: PackPlace) -> None:
+        await super().copy_pack(source, digest, target)
         await self.owner.ask("revoke", adapter="home/diary", principal="bob@away")
 
 
@@ -150,7 +150,7 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     await alice.push("home/diary")
     await alice.ask("grant", adapter="home/diary", principal="bob@away")
     heads, ids = HeadStore(admin.bus, 1), Ids(load_secret(tmp_path / "identity"))
-    projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store)
+    projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store, data_keys(admin.bus, ids))
     staging.owner = alice
     order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
     with pytest.raises(AdapterNotFound):

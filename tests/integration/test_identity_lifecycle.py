@@ -55,7 +55,7 @@ async def test_a_pack_that_a_request_was_resolved_to_stays_when_its_alias_moves(
     await alice.push("home/diary", 2)
     await alice.ask("retire", adapter="home/diary", number=1)
     assert started is not None
-    assert digest_of(await admin.store.read(started.object_key)) == started.digest
+    assert digest_of(await alice.pack_of(started)) == started.digest
 
 
 async def test_an_adapter_whose_first_push_is_a_draft_is_not_served_until_it_is_promoted(admin: Client) -> None:

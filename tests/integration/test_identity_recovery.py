@@ -156,5 +156,5 @@ async def test_a_restart_keeps_everything_and_rebuilds_a_lost_projection(
             alice = Client(admin.bus, admin.store, alice.credential)
             adapter = (await alice.resolve("home/diary")).adapter
             assert adapter is not None
-            assert adapter.digest == digest == digest_of(await admin.store.read(adapter.object_key))
+            assert adapter.digest == digest == digest_of(await alice.pack_of(adapter))
             assert [info.name for info in await until_listed(alice)] == ["home/diary"]

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.projection import Projection
 from octavo_identity.pushing import UPLOAD_AGE_MS_MAX, Pushing
-from octavo_identity.staging import Staging
+from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, NotPermitted, OctavoError, Unauthenticated
@@ -20,7 +21,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from support.adapters import TINY_FINGERPRINT
-from support.identity_rig import Client, own_identity, statements
+from support.identity_rig import Client, data_keys, own_identity, statements
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def test_an_upload_belongs_to_one_principal_and_one_adapter(admin: Client)
 async def test_bytes_are_staged_only_for_an_upload_of_ones_own_that_is_young(admin: Client, tmp_path: Path) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
     upload_id = (await alice.ask("begin_upload", adapter="home/diary")).upload_id
-    assert await alice.ask("check_upload", upload_id=upload_id) == m.UploadChecked(upload_id)
+    assert (await alice.ask("check_upload", upload_id=upload_id)).upload_id == upload_id
     ids = Ids(load_secret(tmp_path / "identity"))
     old = ids.upload("alice@home", "home/diary", wall_ms() - UPLOAD_AGE_MS_MAX - 1)
     with pytest.raises(InvalidRequest, match="too old"):
@@ -94,7 +95,8 @@ async def test_an_adapter_is_located_for_its_owner_and_for_admins_only(admin: Cl
     for client in (alice, admin):
         for reference, number in [("home/diary", 2), ("home/diary@1", 1)]:
             found = await client.ask("locate", reference=reference)
-            assert found.adapter == (await alice.resolve(reference)).adapter
+            used = (await alice.resolve(reference)).adapter
+            assert found.adapter == msgspec.structs.replace(used, ticket=b"")
             assert found.adapter.revision == number
         for missing in ("home/nothing", "home/diary@3"):
             with pytest.raises(AdapterNotFound):
@@ -114,14 +116,14 @@ async def test_an_adapter_is_located_for_its_owner_and_for_admins_only(admin: Cl
 class MeetingStaging(Staging):
     """Holds two commits together once both have stored their packs, as a slow network may."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        super().__init__(store)
+    def __init__(self, store: ObjectStore, keys: DataKeys) -> None:
+        super().__init__(store, keys)
         self.places: list[str] = []
         self._both = asyncio.Barrier(2)
 
-    async def store_pack(self, object_key: str, pack: bytes) -> None:
-        await super().store_pack(object_key, pack)
-        self.places.append(object_key)
+    async def store_pack(self, place: PackPlace, pack: bytes) -> None:
+        await super().store_pack(place, pack)
+        self.places.append(place.object_key)
         if len(self.places) <= 2:
             await self._both.wait()
 
@@ -131,8 +133,9 @@ async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Cl
     upload_id = await alice.stage("home/diary")
     heads, ids = HeadStore(admin.bus, 1), Ids(load_secret(tmp_path / "identity"))
     projection = Projection(tmp_path / "view.sqlite")
-    staging = MeetingStaging(admin.store)
-    pushing = Pushing(Desk(heads, ids, projection), staging, statements(heads, ids), 1 << 20)
+    keys = data_keys(admin.bus, ids)
+    staging = MeetingStaging(admin.store, keys)
+    pushing = Pushing(Desk(heads, ids, projection), staging, keys, statements(heads, ids), 1 << 20)
     orders = [
         m.Commit(
             credential=alice.credential, idempotency_key=f"{dtype}", adapter="home/diary", upload_id=upload_id,
@@ -146,7 +149,7 @@ async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Cl
     for number in (1, 2):
         adapter = (await alice.resolve(f"home/diary@{number}")).adapter
         assert adapter is not None
-        assert digest_of(await admin.store.read(adapter.object_key)) == adapter.digest
+        assert digest_of(await alice.pack_of(adapter)) == adapter.digest
         digests.add(adapter.digest)
     assert len(digests) == 2
     staging.close()

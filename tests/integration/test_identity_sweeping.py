@@ -63,7 +63,7 @@ async def test_an_orphan_stays_while_the_view_is_behind_and_goes_when_it_is_not(
         await one.catch_up()
         await one.add_revisions("home/diary", 1)
         orphan = object_key(head.adapter_id, 2, ORPHAN, ORPHAN)
-        sweeper = Sweeper(store, one.heads, one.projection, clocks_apart_s=0)
+        sweeper = Sweeper(store, one.heads, one.projection, one.keys, clocks_apart_s=0)
         await store.write(orphan, b"half a push")
         assert await sweeper.sweep(min_age_s=0) == 0
         await one.catch_up()
@@ -81,7 +81,7 @@ async def test_a_new_stream_deletes_no_pack(store_settings: StoreSettings, tmp_p
         packs = await store_packs(store, await one.add_revisions("home/diary", 2))
     async with own_nats(tmp_path / "empty") as nats, parts(nats.url, tmp_path / "identity") as one:
         await one.catch_up()
-        sweeper = Sweeper(store, one.heads, one.projection, clocks_apart_s=0)
+        sweeper = Sweeper(store, one.heads, one.projection, one.keys, clocks_apart_s=0)
         assert await sweeper.sweep(min_age_s=0) == 0
         assert await store.keys("packs/") == sorted(packs)
     store.close()
@@ -96,7 +96,7 @@ async def test_a_pack_that_only_the_view_does_not_know_is_kept(store_settings: S
         new = await one.add_revisions("home/diary", 40)
         await one.catch_up()
         lose_revisions(folder)
-        sweeper = Sweeper(store, one.heads, one.projection, clocks_apart_s=0)
+        sweeper = Sweeper(store, one.heads, one.projection, one.keys, clocks_apart_s=0)
         # What is written after this orphan is young enough to be swept.
         await sweep_until_gone(sweeper, store, object_key(old.adapter_id, 1, ORPHAN, ORPHAN))
         packs = [*await store_packs(store, old), *await store_packs(store, new)]
@@ -116,7 +116,7 @@ async def test_what_has_not_the_form_of_a_pack_is_left_alone(store_settings: Sto
         foreign = [f"packs/{adapter_id}/0.{ORPHAN}", f"packs/{adapter_id}/x", "packs/readme", f"packs/{adapter_id}/1"]
         for key in foreign:
             await store.write(key, b"somebody's")
-        sweeper = Sweeper(store, one.heads, one.projection, clocks_apart_s=0)
+        sweeper = Sweeper(store, one.heads, one.projection, one.keys, clocks_apart_s=0)
         await sweep_until_gone(sweeper, store, object_key(adapter_id, 1, ORPHAN, ORPHAN))
         assert await store.keys("packs/") == sorted(foreign)
     store.close()
@@ -144,7 +144,7 @@ class ShrinkingHeads(HeadStore):
 
 async def test_a_view_of_a_stream_that_became_shorter_begins_again(tmp_path: Path) -> None:
     heads, projection = ShrinkingHeads(9), Projection(tmp_path / "view.sqlite")
-    one = Parts(heads, None, projection, None)  # type: ignore[arg-type]
+    one = Parts(heads, None, projection, None, None)  # type: ignore[arg-type]
     await one.catch_up()
     assert (projection.sequence, projection.begun_s) == (9, 0)
     heads.num_events = 4
@@ -184,7 +184,7 @@ async def test_the_sweeper_takes_what_nobody_committed_and_nothing_else(
         assert url is not None
         async with parts(url.geturl(), tmp_path / "identity") as one:
             await one.catch_up()
-            sweeper = Sweeper(admin.store, one.heads, one.projection, clocks_apart_s=0)
+            sweeper = Sweeper(admin.store, one.heads, one.projection, one.keys, clocks_apart_s=0)
             assert await sweeper.sweep(min_age_s=3600) == 0
             assert await sweeper.sweep(min_age_s=0) == 2
             assert await admin.store.keys("staging/") == []

@@ -29,6 +29,7 @@ from octavo_shared.safetensors_form import RawTensor
 from octavo_worker.prepare_base import default_folder, prepare_base
 from support.adapters import raw
 from support.engines import TINY_LLAMA, save_base
+from support.keys import KeyDesk, sealed_for
 from support.worker_rig import Caller, handle_of
 
 READY_S = 120.0
@@ -109,7 +110,8 @@ async def test_real_worker_serves_base_and_adapter_and_stops_in_order(
         prompt = tuple(tokenizer.encode("The capital of France is").ids)
         pack = _pack(manifest)
         adapter = handle_of(pack, base=manifest.fingerprint)
-        await store.write(adapter.object_key, pack)
+        await store.write(adapter.object_key, sealed_for(adapter, pack))
+        await KeyDesk(bus).start()
         caller = Caller(bus, W)
         sampling = Sampling(max_tokens=8, seed=0, temperature=0.0, stop_token_ids=manifest.stop_token_ids)
 

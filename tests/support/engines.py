@@ -96,9 +96,13 @@ def ask(
     top_p: float = 1.0,
     seed: int = 0,
     stop: tuple[int, ...] = (),
+    is_scored: bool = False,
 ) -> SequenceRequest:
     """Return a request."""
-    sampling = Sampling(max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, stop_token_ids=stop)
+    sampling = Sampling(
+        max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, stop_token_ids=stop,
+        is_scored=is_scored,
+    )  # fmt: skip
     return SequenceRequest(request_id, attempt, TenantId(tenant), prompt, forced, sampling, key)
 
 

@@ -48,8 +48,10 @@ from octavo_shared.messages.identity import (
     Whoami,
 )
 from octavo_shared.messages.keys import Scope
+from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE
+from support.keys import key_for
 
 UPLOAD_ID = "u" * 16
 """The one upload that every begin of one gives out."""
@@ -108,6 +110,8 @@ class FakeIdentity:
         return AdapterInfo(name, handle.adapter_id, "alice@alice", {"serving": 3}, revision)
 
     async def _answer(self, request: object) -> object:
+        if isinstance(request, Unwrap):
+            return DataKey(key_for(request.adapter.adapter_id))
         credential = request.credential  # type: ignore[attr-defined]
         known = self._keys.get(credential.key_id)
         if known is None or known[0] != credential:
@@ -137,7 +141,7 @@ class FakeIdentity:
             case CheckUpload(upload_id=upload_id):
                 if upload_id != UPLOAD_ID:
                     raise InvalidRequest("upload_id", "was not issued to this principal")
-                return UploadChecked(upload_id)
+                return UploadChecked(upload_id, key_for(upload_id))
             case CreateTenant(tenant=name):
                 return TenantCreated(name)
             case IssueKey():

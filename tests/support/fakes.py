@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
@@ -127,6 +128,20 @@ class Exchange:
                 num_prompt_tokens=len(self.generate.prompt),
                 num_completion_tokens=num_tokens,
                 timings=Timings(load_ms=3.0, prefill_ms=5.0),
+            )
+        )
+
+    async def scored(self, logprobs: list[float]) -> None:
+        """Say how likely the prompt's tokens are, but for the first."""
+        await self.started()
+        await self.send(
+            Finished(
+                self.generate.request_id,
+                self.generate.attempt,
+                FinishReason.LENGTH,
+                num_prompt_tokens=len(self.generate.prompt),
+                num_completion_tokens=0,
+                prompt_logprobs=struct.pack(f"<{len(logprobs)}f", *logprobs),
             )
         )
 

@@ -13,9 +13,11 @@ import msgspec
 
 from octavo_cli.local_servers import NatsServer
 from octavo_identity.aliases import with_revision
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
 from octavo_identity.registry import Change
@@ -29,8 +31,11 @@ from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
+from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Digest, parse_reference
+from octavo_shared.seal import open_sealed, pack_context, seal, staging_context
 from octavo_shared.tasks import end
 from support.adapters import TINY_BASE, TINY_FINGERPRINT, config_json, tiny_weights
 
@@ -76,9 +81,17 @@ class Client:
     async def stage(self, adapter: str, seed: int = 0, config: bytes | None = None) -> str:
         begun = await self.ask("begin_upload", adapter=adapter)
         folder = f"staging/{begun.upload_id}"
-        await self.store.write(f"{folder}/adapter_config.json", config or config_json())
-        await self.store.write(f"{folder}/adapter_model.safetensors", tiny_weights(seed))
+        key = (await self.ask("check_upload", upload_id=begun.upload_id)).key
+        files = {"adapter_config.json": config or config_json(), "adapter_model.safetensors": tiny_weights(seed)}
+        for name, content in files.items():
+            await self.store.write(f"{folder}/{name}", seal(content, key, staging_context(begun.upload_id, name)))
         return str(begun.upload_id)
+
+    async def pack_of(self, adapter: AdapterHandle) -> bytes:
+        """Return a pack from object storage, opened as a worker opens it."""
+        answer = await self.bus.request(subjects.identity("unwrap"), Unwrap(adapter), DataKey, timeout_s=15)
+        context = pack_context(adapter.tenant_id, adapter.adapter_id, adapter.revision, adapter.base)
+        return bytes(open_sealed(await self.store.read(adapter.object_key), answer.key, context))
 
     async def push(self, adapter: str, seed: int = 0, **fields: Any) -> m.AdapterInfo:
         upload_id = await self.stage(adapter, seed)
@@ -109,6 +122,8 @@ async def identity(settings: StoreSettings, folder: Path) -> AsyncIterator[Clien
                         text = (folder / "admin_key").read_text()
                         admin = Client(bus, store, credential(text))
                         await admin.ask("resolve")
+                        # Verbs are served one after the other, and this is the last.
+                        await bus.request(subjects.identity("erasures"), ErasuresSince(), Erasures, 15)
                         break
                     except (FileNotFoundError, DependencyUnavailable):
                         assert not task.done(), task.exception()
@@ -141,6 +156,11 @@ class CountingHeads(HeadStore):
         return await super().read_at(sequence)
 
 
+def data_keys(bus: Bus, ids: Ids) -> DataKeys:
+    """Return data keys as identity itself wraps them."""
+    return DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
+
+
 @dataclass
 class Parts:
     """Identity's parts without its process: the test says when the view of the registry follows."""
@@ -149,6 +169,7 @@ class Parts:
     ids: Ids
     projection: Projection
     desk: Desk
+    keys: DataKeys
 
     async def catch_up(self) -> None:
         """Let the view follow until it has all that is in the stream now, and no further."""
@@ -196,6 +217,8 @@ async def parts(nats_url: str, folder: Path) -> AsyncIterator[Parts]:
         ids = Ids(load_secret(folder))
         projection = Projection(folder / f"{secrets.token_hex(4)}.sqlite")
         try:
-            yield Parts(heads, ids, projection, Desk(heads, ids, projection))
+            keys = data_keys(bus, ids)
+            await keys.ensure_stream()
+            yield Parts(heads, ids, projection, Desk(heads, ids, projection), keys)
         finally:
             projection.close()

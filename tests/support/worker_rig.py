@@ -32,6 +32,7 @@ from octavo_worker.settings import Cadence, WorkerSettings
 from octavo_worker.worker import Worker
 from support.adapters import TINY_BASE, TINY_FINGERPRINT, q_proj_modules, tiny_tensors
 from support.fake_engine import FakeEngine
+from support.keys import KeyDesk, sealed_for
 
 _ANSWER_S = 20.0
 _decoder = msgspec.msgpack.Decoder(GenerationEvent)
@@ -158,10 +159,11 @@ class Rig:
     caller: Caller
     bus: Bus
     settings: WorkerSettings
+    keys: KeyDesk
 
     async def put(self, pack: bytes, handle: AdapterHandle) -> AdapterHandle:
-        """Store ``pack`` where ``handle`` says."""
-        await self.store.write(handle.object_key, pack)
+        """Store ``pack``, sealed, where ``handle`` says."""
+        await self.store.write(handle.object_key, sealed_for(handle, pack))
         return handle
 
     async def put_tiny(self, name: str = "a", seed: int = 0) -> AdapterHandle:
@@ -192,9 +194,11 @@ async def running_worker(
         ):
             with contextlib.suppress(Exception):
                 await store.ensure_bucket()
+            keys = KeyDesk(other)
+            await keys.start()
             worker = Worker(settings, bus, store, engine, TINY_BASE, cadence)
             async with worker.running():
-                yield Rig(worker, engine, store, Caller(other, settings.worker_id), bus, settings)
+                yield Rig(worker, engine, store, Caller(other, settings.worker_id), bus, settings, keys)
     finally:
         store.close()
 

@@ -44,7 +44,7 @@ NUM_LIVES, NUM_RULES = int(os.environ.get("OCTAVO_LIVES", "60")), 40
 NUM_STEPS_MAX = 500
 TO_BE_SEEN = (
     "finished", "cancelled", "failed in a step", "not finite", "overloaded", "preempted", "reused", "pinned",
-    "no room for an adapter",
+    "no room for an adapter", "scored",
 )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Life(RuleBasedStateMachine):
         adapter=st.sampled_from([None, None, *range(len(ADAPTERS) + 1)]),
         stem=st.sampled_from(STEMS),
         length=st.sampled_from([1, 15, 16, 33, 44, PROMPT_TOKENS_MAX]),
-        max_tokens=st.sampled_from([1, 6, ANSWER_TOKENS_MAX]),
+        max_tokens=st.sampled_from([0, 1, 6, ANSWER_TOKENS_MAX]),
         num_choices=st.sampled_from([1, 3, 5]),
         temperature=st.sampled_from([0.0, 1.0]),
     )
@@ -107,7 +107,7 @@ class Life(RuleBasedStateMachine):
 
     def _submit(self, prompt: tuple[int, ...], max_tokens: int, **choices: Any) -> None:
         name = f"r{len(self.accepted)}"
-        request = ask(name, prompt, max_tokens, **choices)
+        request = ask(name, prompt, max_tokens, **choices, is_scored=max_tokens == 0)
         try:
             self.engine.submit(request)
             self.accepted[name] = request
@@ -208,6 +208,11 @@ class Life(RuleBasedStateMachine):
         self.seen["cancelled"] += sum(reason.value == "cancelled" for reason in self.answers.reasons.values())
         self.seen["finished"] += sum(reason.value == "length" for reason in self.answers.reasons.values())
         self.seen["not finite"] += sum("not_finite" in one.message for one in self.answers.refusals.values())
+        for name, finished in self.answers.finished.items():
+            sampling, num_prompt_tokens = self.accepted[name].sampling, finished.num_prompt_tokens
+            if sampling.is_scored and finished.reason.value == "length":
+                assert len(finished.prompt_logprobs) == num_prompt_tokens - 1
+                self.seen["scored"] += 1
         self.seen["reused"] += sum(finished.num_reused_tokens > 0 for finished in self.answers.finished.values())
 
 

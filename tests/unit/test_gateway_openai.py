@@ -143,6 +143,24 @@ def test_unserved_completion_parameter_is_refused_by_name(name: str, value: obje
     assert refusal.value.fields["field"] == name
 
 
+def test_echo_is_served_for_the_prompts_own_logprobs_and_for_nothing_else() -> None:
+    scored: dict[str, object] = {"echo": True, "max_tokens": 0, "logprobs": 0}
+    ask = completion(**scored)
+    assert (ask.sampling.is_scored, ask.sampling.max_tokens, ask.is_stream) == (True, 0, False)
+    raw = json.dumps({"model": "m", "prompt": "hi"} | scored).encode()
+    assert not parse(raw, None, is_stream_default=True).is_stream
+    for fields, named in [
+        ({"max_tokens": 1}, "echo"), ({"logprobs": 1}, "logprobs"), ({"logprobs": None}, "logprobs"),
+        ({"stream": True}, "stream"), ({"n": 2}, "n"),
+    ]:  # fmt: skip
+        with pytest.raises(UnsupportedParameter) as refusal:
+            completion(**scored | fields)
+        assert refusal.value.fields["field"] == named
+    assert not completion(echo=False).sampling.is_scored
+    with pytest.raises(InvalidRequest):
+        completion(max_tokens=0)
+
+
 @pytest.mark.parametrize(
     ("message", "named"),
     [

@@ -14,8 +14,9 @@ from peft import LoraConfig as PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from octavo_shared.errors import AdapterRefused
-from octavo_shared.lora_config import LoraConfig, Matcher, parse_lora_config
+from octavo_shared.lora_config import LoraConfig, parse_lora_config
 from octavo_shared.pack import build_pack
+from octavo_shared.patterns import Matcher
 from support.adapters import TINY_FINGERPRINT, q_proj_modules, tiny_tensors
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -68,11 +69,11 @@ for pattern in sys.argv[1:]:
 
 
 def test_repeats_are_bounded_by_their_nesting_and_by_their_sum() -> None:
-    for pattern in ("(q{30}){30}", "q{1000}", "(q{1000})*", "(?:q{500}|p{500}){2}", "q{999}" * 170):
+    for pattern in ("(q{30}){30}", "q{1000}", "(q{1000})*", "(?:q{500}|p{500}){2}", "q{999}" * 18):
         parse_lora_config({"rank_pattern": {pattern: 1}})
     for pattern in ("(q{40}){40}", "q{1001}", "(q{1000})*{2}", "(?:(?:q{500}|p{500})p){3}", "(?=(?:q{11}){11}){11}"):
         assert rule_of(rank_pattern={pattern: 1}) == "pattern"
-    assert rule_of(rank_pattern={"q{999}" * 170: 1, "p{999}" * 170: 1}) == "pattern"
+    assert rule_of(rank_pattern={"q{999}" * 18: 1, "p{999}" * 18: 1}) == "pattern"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_pattern_that_would_run_for_ever_is_refused() -> None:
 
 
 def test_all_matching_of_an_adapter_shares_one_budget() -> None:
-    slow = {f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 300)}
+    slow = {f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 150)}
     given = {"r": 4, "target_modules": ["q_proj"], "rank_pattern": slow, "alpha_pattern": slow}
     matcher = Matcher(budget_s=0.3)
     config = parse_lora_config(given, matcher)

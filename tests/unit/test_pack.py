@@ -13,8 +13,9 @@ from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo_shared.errors import AdapterRefused
-from octavo_shared.lora_config import LoraConfig, Matcher, parse_lora_config
+from octavo_shared.lora_config import LoraConfig, parse_lora_config
 from octavo_shared.pack import build_pack, digest_of, read_header, unpack
+from octavo_shared.patterns import Matcher
 from octavo_shared.safetensors_form import read_tensors, write_tensors
 from support.adapters import TINY_FINGERPRINT, q_proj_modules, raw, tiny_tensors, tiny_weights
 

@@ -4,13 +4,16 @@ import threading
 import msgspec
 import pytest
 
-from octavo_identity.staging import Built, Staging, build
+from octavo_identity.building import Built, build, read_back
+from octavo_identity.staging import Staging
 from octavo_shared.errors import AdapterRefused, InvalidRequest
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.identity import Commit, Credential
 from octavo_shared.objects import ObjectMissing, ObjectStore
 from octavo_shared.pack import digest_of
+from octavo_shared.seal import seal, staging_context
 from support.adapters import TINY_BASE, TINY_FINGERPRINT, config_json, tiny_weights
+from support.keys import MemoryKeys, key_for
 
 ORDER = Commit(
     credential=Credential("a" * 16, bytes(32)),
@@ -19,6 +22,10 @@ ORDER = Commit(
     upload_id="upload",
     served_base=TINY_FINGERPRINT,
 )
+
+
+def staged(name: str, content: bytes) -> bytes:
+    return seal(content, key_for("upload"), staging_context("upload", name))
 
 
 class MemoryStore(ObjectStore):
@@ -30,8 +37,8 @@ class MemoryStore(ObjectStore):
         self.objects = {
             f"{folder}/manifest.json": msgspec.json.encode(TINY_BASE),
             f"{folder}/tokenizer.json": b"{}",
-            "staging/upload/adapter_config.json": config or config_json(),
-            "staging/upload/adapter_model.safetensors": tiny_weights(),
+            "staging/upload/adapter_config.json": staged("adapter_config.json", config or config_json()),
+            "staging/upload/adapter_model.safetensors": staged("adapter_model.safetensors", tiny_weights()),
         }
 
     async def read(self, key: str) -> bytes:
@@ -51,12 +58,12 @@ class SlowBuild:
     def __call__(self, config: bytes, weights: bytes, base: BaseManifest, dtype: str | None) -> Built:
         self.num_begun += 1
         assert self.may_go_on.wait(20)
-        return build(config, weights, base, dtype)
+        return read_back(build(config, weights, base, dtype))
 
 
 async def test_a_build_whose_caller_gave_up_keeps_its_slot_until_it_ends() -> None:
     slow, store = SlowBuild(), MemoryStore()
-    staging = Staging(store, slow)
+    staging = Staging(store, MemoryKeys(["upload"]), slow)
     try:
         impatient = [asyncio.create_task(staging.build(ORDER)) for _ in range(2)]
         async with asyncio.timeout(10):
@@ -84,7 +91,7 @@ async def test_a_build_that_fails_gives_its_slot_back() -> None:
     refused, incomplete = MemoryStore(config_json(use_dora=True)), MemoryStore()
     del incomplete.objects["staging/upload/adapter_config.json"]
     for store, expected in [(refused, AdapterRefused), (incomplete, InvalidRequest)]:
-        staging = Staging(store)
+        staging = Staging(store, MemoryKeys(["upload"]))
         for _ in range(5):
             with pytest.raises(expected):
                 await asyncio.wait_for(staging.build(ORDER), 10)

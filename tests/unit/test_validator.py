@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo_identity.validator import IGNORED, NEUTRAL, SERVED, check_base, validate
 from octavo_shared.errors import AdapterRefused, BaseMismatch
-from octavo_shared.lora_config import Matcher
 from octavo_shared.manifest import ModuleShape
+from octavo_shared.patterns import Matcher
 from octavo_shared.references import Fingerprint
 from octavo_shared.safetensors_form import write_tensors
 from support.adapters import (
@@ -172,7 +172,7 @@ def test_a_base_that_serves_its_output_layer_takes_adapters_on_it() -> None:
 
 
 def test_matching_is_charged_to_the_matcher_that_is_given() -> None:
-    slow = config_json(rank_pattern={f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 300)})
+    slow = config_json(rank_pattern={f"(.|..)+[!?]{{{number}}}": 4 for number in range(1, 150)})
     matcher = Matcher(budget_s=0.3)
     for _ in range(2):
         with pytest.raises(AdapterRefused, match="pattern"):

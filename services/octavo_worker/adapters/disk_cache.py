@@ -1,9 +1,9 @@
-"""The local tier: packs as files, ``<folder>/<adapter id>/<digest in hexadecimal>``, within a byte budget.
+"""The local tier: sealed packs as files, ``<folder>/<adapter id>/<digest in hexadecimal>``, within a byte budget.
 
 Its index lives on the event loop, its files are read and written on threads. The index changes first and at once,
 so that it never promises more than the budget; the work on one file follows in that order, one after the other.
 Files appear by rename, so a half-written one is never seen; what a crash may still have left of one is found by
-its digest, which every reader checks. A restart finds everything again by scanning.
+its seal and its digest, which every reader checks. A restart finds everything again by scanning.
 """
 
 import asyncio

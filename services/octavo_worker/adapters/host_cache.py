@@ -1,4 +1,4 @@
-"""The warm tier: packs in host memory, plain bytes, keyed by (adapter id, digest), within a byte budget."""
+"""The warm tier: opened packs in host memory, keyed by (adapter id, digest), within a byte budget."""
 
 from collections.abc import Iterable
 
@@ -12,13 +12,13 @@ PackKey = tuple[AdapterId, Digest]
 class HostCache:
     """Packs in host memory. Not thread-safe: it belongs to the event loop.
 
-    A pack that is evicted while somebody still copies from it stays alive until that copy ends: bytes are
-    immutable and counted by Python, so no pin is needed here.
+    A pack that is evicted while somebody still copies from it stays alive until that copy ends: packs are not
+    changed and counted by Python, so no pin is needed here.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self._packs: dict[PackKey, bytes] = {}
+        self._packs: dict[PackKey, bytes | bytearray] = {}
         self._policy = EvictionPolicy[PackKey]()
         self._used_bytes = 0
         self._cost_ms: dict[PackKey, float] = {}
@@ -34,14 +34,14 @@ class HostCache:
         """Return every key with its size in bytes."""
         return [(key, len(pack)) for key, pack in self._packs.items()]
 
-    def get(self, key: PackKey) -> bytes | None:
+    def get(self, key: PackKey) -> bytes | bytearray | None:
         """Return the pack and count a use, or None."""
         pack = self._packs.get(key)
         if pack is not None:
             self._policy.used(key, len(pack), self._cost_ms[key])
         return pack
 
-    def put(self, key: PackKey, pack: bytes, cost_ms: float) -> bool:
+    def put(self, key: PackKey, pack: bytes | bytearray, cost_ms: float) -> bool:
         """Keep ``pack``, evicting others by policy; ``cost_ms`` is what fetching it from below took.
 
         Returns False, changing nothing, when it does not fit.

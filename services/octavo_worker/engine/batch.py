@@ -25,20 +25,29 @@ class Part:
     @property
     def is_sampled(self) -> bool:
         """Whether these are all that is missing, so that the last row yields a token."""
-        return self.sequence.num_cached_tokens + self.num_tokens == len(self.sequence.tokens)
+        is_last = self.sequence.num_cached_tokens + self.num_tokens == len(self.sequence.tokens)
+        return is_last and not self.sequence.is_scored
+
+    @property
+    def scored_tokens(self) -> list[int]:
+        """The tokens that its first rows are scored by: those that follow them, in a prompt that is scored."""
+        begin = self.sequence.num_cached_tokens + 1
+        return self.sequence.tokens[begin : begin + self.num_tokens] if self.sequence.is_scored else []
 
 
 @dataclass(frozen=True)
 class Batch:
     """Packed tensors of one step.
 
-    Shapes: N rows, B parts of which S yield a token
+    Shapes: N rows, B parts of which S yield a token, T rows that are scored
         tokens, positions  [N] int64
-        rows               [S] int64, the last row of each part in ``sampled``; the last of all when there is none
+        rows               [S + T] int64, the last row of each part in ``sampled``, then those of the parts in
+                           ``scored``; the last of all when there is none
     """
 
     parts: tuple[Part, ...]
     sampled: tuple[Part, ...]
+    scored: tuple[Part, ...]
     inputs: StepInputs
     tokens: Tensor
     positions: Tensor
@@ -73,6 +82,8 @@ def build(
     slot_of_part = np.array([slots[i] for i in ordered], dtype=np.int32)
     is_first = np.concatenate([[True], np.diff(slot_of_part) != 0])
     sampled = [i for i, part in enumerate(parts) if part.is_sampled]
+    scored = [i for i, part in enumerate(parts) if part.scored_tokens]
+    read = [starts[1:][sampled] - 1, *(starts[i] + np.arange(len(parts[i].scored_tokens)) for i in scored)]
 
     def on_device(values: object, dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=dtype).to(device, non_blocking=True)
@@ -104,10 +115,11 @@ def build(
     return Batch(
         parts=tuple(parts),
         sampled=tuple(parts[i] for i in sampled),
+        scored=tuple(parts[i] for i in scored),
         inputs=inputs,
         tokens=on_device(tokens, torch.int64),
         positions=on_device(positions, torch.int64),
-        rows=on_device(starts[1:][sampled or [-1]] - 1, torch.int64),
+        rows=on_device(np.concatenate(read) if sampled or scored else starts[-1:] - 1, torch.int64),
     )
 
 

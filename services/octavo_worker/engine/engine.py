@@ -1,6 +1,7 @@
 """The engine: ``step()`` schedules, runs and commits. It knows neither NATS nor asyncio; one thread steps it."""
 
 import bisect
+import math
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from octavo_worker.engine.choosing import Chosen, choose_tokens
 from octavo_worker.engine.guides import Guides
 from octavo_worker.engine.intake import Intake
 from octavo_worker.engine.kv_pages import KvPages
+from octavo_worker.engine.logits import scores_of
 from octavo_worker.engine.scheduler import NUM_STEP_TOKENS_MAX, Candidate, StepLimits, StepPlan, schedule
 from octavo_worker.engine.sequence import Sequence, SequenceRequest, SequenceStarted, StepEvent, TokensDecoded
 from octavo_worker.engine.shares import TenantShares
@@ -180,6 +182,8 @@ class Engine:
             raise InvalidRequest("prompt", f"holds token ids outside 0 to {self._base.vocab_size - 1}")
         if any(not 0 <= token < self._base.vocab_size for token, _ in request.sampling.logit_bias):
             raise InvalidRequest("logit_bias", f"names token ids outside 0 to {self._base.vocab_size - 1}")
+        if request.sampling.is_scored and (request.sampling.max_tokens or request.forced):
+            raise InvalidRequest("max_tokens", "must be 0 where the prompt is scored")
         num_tokens = len(request.prompt) + request.sampling.max_tokens
         if num_tokens > self.context_tokens:
             raise ContextExceeded(
@@ -196,7 +200,7 @@ class Engine:
         for sequence in news.arrived:
             self._shares.arrived(sequence.request.tenant_id)
             self._waiting[sequence.order] = sequence
-            if sequence.num_answer_tokens >= sequence.request.sampling.max_tokens:
+            if sequence.num_answer_tokens >= sequence.request.sampling.max_tokens and not sequence.is_scored:
                 events.append(self._started(sequence, now_ns))
                 self._end(sequence, FinishReason.LENGTH, now_ns, events)
         for order in news.cancelled:
@@ -259,16 +263,16 @@ class Engine:
         for part in parts:
             part.sequence.first_step_ns = part.sequence.first_step_ns or start_ns
         try:
-            packed, chosen = self._forward(parts)
+            packed, chosen, scores = self._forward(parts)
         except Exception:
             failure = InternalError()
             log.exception("step_failed", error_id=failure.fields["error_id"], num_sequences=len(parts))
             for part in parts:
                 self._fail(part.sequence, failure.refusal(), events)
             return
-        self._commit(packed, chosen, events)
+        self._commit(packed, chosen, scores, events)
 
-    def _forward(self, parts: list[Part]) -> tuple[Batch, Chosen]:
+    def _forward(self, parts: list[Part]) -> tuple[Batch, Chosen, list[list[float]]]:
         adapters: dict[AdapterKey, Placement] = {}
         for part in parts:
             key = part.sequence.request.adapter_key
@@ -281,10 +285,16 @@ class Engine:
             slots = [self._slots.slot_of(part.sequence.request.adapter_key) for part in parts]
             packed = batch.build(parts, slots, tables, self._arena.memory, self._base.kv_shape)
             logits = self._base.logits(packed.inputs, packed.tokens, packed.positions, packed.rows)
-            return packed, choose_tokens(logits, [part.sequence for part in packed.sampled])
+            num_sampled = len(packed.sampled)
+            chosen = choose_tokens(logits[:num_sampled], [part.sequence for part in packed.sampled])
+            return packed, chosen, scores_of(logits[num_sampled:], [part.scored_tokens for part in packed.scored])
 
-    def _commit(self, packed: Batch, chosen: Chosen, events: list[StepEvent]) -> None:
+    def _commit(self, packed: Batch, chosen: Chosen, scores: list[list[float]], events: list[StepEvent]) -> None:
         now_ns = time.monotonic_ns()
+        for part, found in zip(packed.scored, scores, strict=True):
+            # One that was preempted computes again what it had told.
+            del part.sequence.prompt_logprobs[part.sequence.num_cached_tokens :]
+            part.sequence.prompt_logprobs += found
         for part in packed.parts:
             sequence = part.sequence
             self._kv.computed(sequence, part.num_tokens)
@@ -292,6 +302,11 @@ class Engine:
             self._shares.charge(sequence.request.tenant_id, part.num_tokens - num_answered, num_answered)
             if not sequence.is_started:
                 events.append(self._started(sequence, now_ns))
+        for sequence in [part.sequence for part in packed.parts if part.sequence.is_scored]:
+            if not all(map(math.isfinite, sequence.prompt_logprobs)):
+                self._fail(sequence, _not_a_number(sequence), events)
+            elif sequence.num_cached_tokens == len(sequence.tokens):
+                self._end(sequence, FinishReason.LENGTH, now_ns, events)
         rows = zip(packed.sampled, chosen.tokens, chosen.is_finite, chosen.logprobs, strict=True)
         for part, token, is_finite, logprobs in rows:
             sequence = part.sequence

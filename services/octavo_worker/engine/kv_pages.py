@@ -32,10 +32,10 @@ class KvPages:
     def attach(self, sequence: Sequence) -> None:
         """Give a sequence that has no pages those that hold its beginning already.
 
-        One token is always left to compute: its logits choose the next one.
+        One token is always left to compute: its logits choose the next one. A prompt that is scored is computed whole.
         """
         assert not sequence.num_reserved_tokens, "only a sequence without pages can begin with somebody else's"
-        num_tokens_max = len(sequence.tokens) - 1
+        num_tokens_max = 0 if sequence.is_scored else len(sequence.tokens) - 1
         self._extend_chains(sequence, num_tokens_max)
         num_tokens = self._num_found(sequence, num_tokens_max)
         digests = self._digests_read(sequence, num_tokens)

@@ -95,6 +95,8 @@ class SequenceFinished:
     num_completion_tokens: int
     timings: SequenceTimings
     num_reused_tokens: int = 0
+    prompt_logprobs: tuple[float, ...] = ()
+    """Of all the prompt's tokens but the first, where it was scored."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Sequence:
     """Its pages in each layer group; none before it first ran."""
     num_reused_tokens: int = 0
     """How many of the prompt's tokens had been computed when it began."""
+    prompt_logprobs: list[float] = field(default_factory=list)
+    """What is known so far of a prompt that is scored: entry i is of token i + 1."""
     first_step_ns: int = 0
     first_token_ns: int = 0
     is_started: bool = False
@@ -140,6 +144,11 @@ class Sequence:
     def id(self) -> tuple[str, int]:
         """Request id and attempt, as all its events begin."""
         return (self.request.request_id, self.request.attempt)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the prompt's tokens are all that is asked for."""
+        return self.request.sampling.is_scored
 
     @property
     def num_answer_tokens(self) -> int:
@@ -166,6 +175,7 @@ class Sequence:
             num_completion_tokens=self.num_answer_tokens,
             timings=self.timings(now_ns),
             num_reused_tokens=self.num_reused_tokens,
+            prompt_logprobs=tuple(self.prompt_logprobs),
         )
 
     def failed(self, refusal: Refusal) -> SequenceFailed:

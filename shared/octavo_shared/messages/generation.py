@@ -40,6 +40,9 @@ class AdapterHandle(msgspec.Struct, frozen=True):
     base: Fingerprint
     object_key: str
     pack_bytes: int
+    ticket: bytes = b""
+    """Proves to identity, for a while, that it gave this handle to somebody who may use the adapter: what data keys
+    are handed out for. Empty in a handle that only says where something is."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -49,7 +52,8 @@ class Sampling(msgspec.Struct, frozen=True):
     ``logit_bias`` holds (token, bias) pairs. No stop token ends the answer before ``min_tokens``. ``num_logprobs`` -1
     asks for none, 0 for the chosen token's alone, more for so many of the likeliest. ``choice`` tells the answers to
     one request apart; with the seed and the token's index it is all that noise depends on. ``schema`` is a JSON schema
-    that the answer must satisfy.
+    that the answer must satisfy. ``is_scored`` asks how likely the prompt's own tokens are and for no answer: with it,
+    ``max_tokens`` is 0.
     """
 
     max_tokens: int
@@ -67,6 +71,7 @@ class Sampling(msgspec.Struct, frozen=True):
     num_logprobs: int = -1
     choice: int = 0
     schema: str = ""
+    is_scored: bool = False
 
 
 class Generate(msgspec.Struct, frozen=True):
@@ -161,11 +166,17 @@ class TokenChunk(_Event, frozen=True, tag=True):
 
 
 class Finished(_Event, frozen=True, tag=True):
+    """``prompt_logprobs`` has, where the prompt was scored, one entry for each of its tokens but the first.
+
+    They are natural logarithms of probabilities as float32, little-endian: no longer than the prompt was.
+    """
+
     reason: FinishReason
     num_prompt_tokens: int
     num_completion_tokens: int
     timings: Timings = Timings()
     num_cached_tokens: int = 0
+    prompt_logprobs: bytes = b""
 
 
 class Failed(_Event, frozen=True, tag=True):

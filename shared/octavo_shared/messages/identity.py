@@ -28,6 +28,7 @@ from octavo_shared.messages.keys import KeyIssued as KeyIssued
 from octavo_shared.messages.keys import RevokeKey as RevokeKey
 from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
+from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
 from octavo_shared.messages.provenance import GetLineage, GetProvenance, Lineage, Provenance
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
@@ -92,9 +93,10 @@ class CheckUpload(Request, frozen=True, kw_only=True):
 
 
 class UploadChecked(msgspec.Struct, frozen=True):
-    """It was. The refusal is ``InvalidRequest``."""
+    """It was, and its files are sealed under ``key``. The refusal is ``InvalidRequest``."""
 
     upload_id: str
+    key: bytes = b""
 
 
 class Commit(Write, frozen=True, kw_only=True):
@@ -339,6 +341,8 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "evaluations": (ListEvaluations, EvaluationList),
     "get_gate": (GetGate, Gates),
     "set_gate": (SetGate, Gates),
+    "unwrap": (Unwrap, DataKey),
+    "erasures": (ErasuresSince, Erasures),
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
