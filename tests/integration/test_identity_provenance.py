@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo_identity.staging import build
+from octavo_identity.building import build, read_back
 from octavo_shared import dsse, provenance
 from octavo_shared.config import StoreSettings
 from octavo_shared.dsse import Envelope, PublicKey, Signer
@@ -47,7 +47,7 @@ class Pusher:
         return await self.client.push(NAME, seed, statement=self.signed(made), alias=alias)
 
     async def made(self, seed: int, parent: Digest | None) -> Made:
-        built = build(config_json(), tiny_weights(seed), TINY_BASE, None)
+        built = read_back(build(config_json(), tiny_weights(seed), TINY_BASE, None))
         return Made(NAME, built.digest, TINY_BASE.fingerprint, parent, self.principal, built.header.config)
 
     def signed(self, made: Made, facts: Facts = FACTS) -> Envelope:
