@@ -166,6 +166,7 @@ class FakeWorker:
         self.worker_id = WorkerId(worker_id)
         self.script = script
         self.placed = placed
+        self.base = BASE
         self.state = WorkerState.READY
         self.epoch = 1
         self.num_running = 0
@@ -201,7 +202,7 @@ class FakeWorker:
             epoch=self.epoch,
             sequence=self._sequence,
             state=self.state,
-            base=BASE,
+            base=self.base,
             base_name=BASE_NAME,
             num_running=self.num_running,
             num_waiting=0,
