@@ -38,7 +38,7 @@ from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, Invalid
 from octavo_shared.merkle import Tree, is_consistent
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent
-from support.identity_rig import Client, CountingHeads, Parts, identity, own_identity, own_nats, parts
+from support.identity_rig import Client, CountingHeads, Parts, data_keys, identity, own_identity, own_nats, parts
 
 SIGNER = Signer(bytes(32))
 ROOT_KEY = m.Credential("a" * 16, bytes(32))
@@ -376,7 +376,7 @@ async def test_an_audit_names_the_event_that_the_stream_has_lost(sequence: int, 
         # Unlike the real one, this stream allows a message to be deleted.
         await bus.jetstream.add_stream(name=subjects.REGISTRY_STREAM, subjects=list(subjects.REGISTRY_SUBJECTS))
         heads, ids, projection = CountingHeads(bus, 1), Ids(bytes(32)), Projection(tmp_path / "view.sqlite")
-        one = Parts(heads, ids, projection, Desk(heads, ids, projection))
+        one = Parts(heads, ids, projection, Desk(heads, ids, projection), data_keys(bus, ids))
         await one.add_revisions("home/diary", 5)
         await one.catch_up()
         ledger = await ledger_of(one)
