@@ -190,7 +190,8 @@ async def test_a_search_reaches_identity(world: World) -> None:
 async def test_the_schema_names_the_fields_of_the_new_routes(world: World) -> None:
     paths = (await world.http.get("/schema/openapi.json")).json()["paths"]
     for verb, fields in {
-        "promote": {"revision", "alias", "share", "expect"}, "retire": {"revision"}, "branch": {"source", "alias", "statement"},
+        "promote": {"revision", "alias", "share", "expect"}, "retire": {"revision"},
+        "branch": {"source", "alias", "statement"},
         "tags": {"add", "remove"},
     }.items():  # fmt: skip
         body = paths[f"/v1/adapters/{{tenant}}/{{name}}/{verb}"]["post"]["requestBody"]["content"]
