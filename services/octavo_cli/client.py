@@ -33,6 +33,7 @@ from octavo_shared.messages.identity import (
     TenantCreated,
     UploadBegun,
 )
+from octavo_shared.messages.importing import ImportOutcome, ImportReport
 from octavo_shared.messages.keys import KEYS_PAGE_MAX, KeyInfo, KeyIssued, KeyList, Role, Scope
 from octavo_shared.messages.ledger import AuditPage, RevisionProof
 from octavo_shared.references import parse_reference
@@ -182,6 +183,24 @@ class Client:
     def fleet(self) -> View:
         return self._call("GET", "/v1/fleet", View)
 
+    def stage(
+        self, adapter: str, config: Path, weights: Path, progress: Progress = lambda done, total: None
+    ) -> UploadBegun:
+        """Upload two files, to be committed to ``adapter``."""
+        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": adapter})
+        files = ((_CONFIG, config), (_WEIGHTS, weights))
+        sizes_bytes = [path.stat().st_size for _, path in files]
+        total_bytes, before_bytes = sum(sizes_bytes), 0
+        for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
+            self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
+            before_bytes += size_bytes
+        return upload
+
+    def register(self, items: Sequence[dict[str, object]]) -> tuple[ImportOutcome, ...]:
+        """Make staged uploads revisions of their adapters, all at once; see the route ``/v1/import``."""
+        body: dict[str, object] = {"items": list(items)}
+        return self._call("POST", "/v1/import", ImportReport, body, timeout_s=_COMMIT_TIMEOUT_S).outcomes
+
     def push(
         self,
         adapter: str,
@@ -196,13 +215,7 @@ class Client:
     ) -> AdapterInfo:
         """Upload two files and make them the next revision of ``adapter``, which ``alias`` names; returns its head."""
         name = parse_reference(adapter, "adapter").name
-        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": name})
-        files = ((_CONFIG, config), (_WEIGHTS, weights))
-        sizes_bytes = [path.stat().st_size for _, path in files]
-        total_bytes, before_bytes = sum(sizes_bytes), 0
-        for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
-            self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
-            before_bytes += size_bytes
+        upload = self.stage(name, config, weights, progress)
         body: dict[str, object] = {"upload_id": upload.upload_id, "note": note, "alias": alias}
         body |= {name: value for name, value in (("base", base), ("dtype", dtype)) if value is not None}
         return self._call("POST", f"{_path(name)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)

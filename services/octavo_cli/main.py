@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from octavo_cli import evaluation_commands, key_commands, registry_commands, revision_commands
+from octavo_cli import evaluation_commands, import_commands, key_commands, registry_commands, revision_commands
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
@@ -151,6 +151,7 @@ def rollback(
     typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
 
 
+app.command("import")(import_commands.import_adapters)
 app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)
 app.command()(revision_commands.retire)

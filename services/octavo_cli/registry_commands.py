@@ -28,12 +28,8 @@ def push(
     target: Target, adapter: str, folder: Path, base: str | None, dtype: str | None, note: str, alias: str | None
 ) -> None:
     """Upload the PEFT directory ``folder`` and print the revision it became."""
-    config = folder / "adapter_config.json"
-    # Pickled weights are sent as they are: it is the server that names what is wrong with them.
-    weights = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
-    if not config.is_file() or weights is None:
-        raise ClientError("not_an_adapter", f"{folder} does not hold adapter_config.json and {_WEIGHTS[0]}", 0)
-    declared = base if base is not None else _noted_base(folder)
+    config, weights = adapter_files(folder)
+    declared = base if base is not None else noted_base(folder)
     with Client(target.gateway, target.key) as client, _progress() as bar:
         task = bar.add_task("pushing", total=None)
         info = client.push(
@@ -47,6 +43,16 @@ def push(
         soft_wrap=True,
         highlight=False,
     )
+
+
+def adapter_files(folder: Path) -> tuple[Path, Path]:
+    """Return the configuration and the weights in a PEFT directory; raises ``ClientError`` when one is not there."""
+    config = folder / "adapter_config.json"
+    # Pickled weights are sent as they are: it is the server that names what is wrong with them.
+    weights = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
+    if not config.is_file() or weights is None:
+        raise ClientError("not_an_adapter", f"{folder} does not hold adapter_config.json and {_WEIGHTS[0]}", 0)
+    return config, weights
 
 
 def pull(target: Target, reference: str, folder: Path) -> None:
@@ -136,7 +142,8 @@ def _use(tier: TierUse) -> str:
     return f"{tier.used_bytes / _MIB:.1f} of {tier.budget_bytes / _MIB:.0f} MiB"
 
 
-def _noted_base(folder: Path) -> str | None:
+def noted_base(folder: Path) -> str | None:
+    """Return the base that a PEFT directory was pulled for, if it says so."""
     note = folder / _BASE_NOTE
     if not note.is_file():
         return None

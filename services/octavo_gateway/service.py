@@ -14,6 +14,7 @@ from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
 from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
+from octavo_gateway.http_importing import ImportRoutes
 from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
@@ -63,6 +64,7 @@ class Gateway:
             *GenerationRoutes(self._front, self.admission, identity, self.fleet).handlers(),
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
+            *ImportRoutes(identity, self.fleet).handlers(),
             *LedgerRoutes(identity).handlers(),
             *ProvenanceRoutes(identity).handlers(),
             *EvaluationRoutes(identity).handlers(),

@@ -13,7 +13,12 @@ from octavo_identity.search import Search, latest_of
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
-_VERSION = 5
+_VERSION = 6
+_CACHE_KIB = 64 * 1024
+"""Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
+of a million new rows wants a page of its own."""
+_LOG_PAGES = 16_384
+"""How long the write-ahead log gets before it is written back, 64 MiB: pages that many rows changed go only once."""
 _NAMES_MAX = 10_000
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS adapters (
@@ -22,15 +27,16 @@ CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, PRIMARY KEY (name, tag)) W
 CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (principal, name)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
-    adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
-    PRIMARY KEY (adapter_id, number)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS revisions_by_digest ON revisions (adapter_id, digest);
+    adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 PRAGMA user_version = {_VERSION};
 """
+# Rows of revisions lie in the order of their making and their index is small: both stay cheap at millions. A digest is
+# looked for among the revisions of its adapter, the newest first.
 _POSITION = "SELECT created, sequence, begun_ms FROM position"
 # Names come first, from ranges of an index, so that a page costs what it holds and not what its reader may use. Where
 # names do not say what matches, so many of them are looked at and no more.
@@ -207,6 +213,8 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer.execute("PRAGMA journal_mode = WAL")
         # A crash of the machine may lose the last events, which are read again; with OFF it may damage the file.
         writer.execute("PRAGMA synchronous = NORMAL")
+        writer.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
         (version,) = writer.execute("PRAGMA user_version").fetchone()
         (num_tables,) = writer.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if num_tables and version != _VERSION:

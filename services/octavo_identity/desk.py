@@ -9,7 +9,7 @@ from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead
-from octavo_identity.registry import Make, Registry
+from octavo_identity.registry import Append, Make, Registry
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
 from octavo_identity.tickets import Tickets
@@ -24,13 +24,17 @@ _IDEMPOTENCY_KEY_LENGTH_MAX = 256
 class Desk:
     """The parts that every verb works with. Holds no state of its own."""
 
-    def __init__(self, heads: HeadStore, ids: Ids, projection: Projection) -> None:
+    def __init__(self, heads: HeadStore, ids: Ids, projection: Projection, append: Append | None = None) -> None:
         self.heads = heads
         self.ids = ids
         self.projection = projection
-        self.registry = Registry(heads, ids, projection)
+        self.registry = Registry(heads, ids, projection, append=append)
         self.gatekeeper = Gatekeeper(heads, ids)
         self.tickets = Tickets(ids.ticket_key())
+
+    def appending_with(self, append: Append) -> "Desk":
+        """Return a desk like this one whose changes of adapters are appended with ``append``."""
+        return Desk(self.heads, self.ids, self.projection, append)
 
     async def authenticate(self, credential: Credential) -> KeyHead:
         """Return who asks; raises ``Unauthenticated``."""

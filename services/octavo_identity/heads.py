@@ -1,15 +1,22 @@
 """Heads in one JetStream stream: leader reads and compare-and-set. The only durable truth."""
 
+from collections.abc import Sequence
+
 import msgspec
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
+from octavo_identity.batching import Entry, append_batch
+from octavo_identity.copying import copy_run
 from octavo_identity.records import RegistryEvent
 from octavo_identity.stream import Stream, StreamState
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.subjects import REGISTRY_STREAM, REGISTRY_SUBJECTS
+from octavo_shared.telemetry import log
 
+_READS_MAX = 128
+"""Of single events at the same time."""
 _decoder = msgspec.msgpack.Decoder(RegistryEvent)
 
 
@@ -17,6 +24,7 @@ class HeadStore:
     """The registry stream as events. Every method raises ``DependencyUnavailable``; see ``Stream``."""
 
     def __init__(self, bus: Bus, num_replicas: int) -> None:
+        self._bus = bus
         self._stream = Stream(bus, REGISTRY_STREAM)
         self._num_replicas = num_replicas
 
@@ -30,6 +38,8 @@ class HeadStore:
             num_replicas=self._num_replicas,
             deny_delete=True,
             deny_purge=True,
+            allow_atomic=True,
+            allow_direct=True,
         )
         await self._stream.ensure(config)
 
@@ -59,6 +69,18 @@ class HeadStore:
         """Return as ``read_range`` does, but read over holes: for an audit, which is there to find them."""
         return [one for one in await self._stream.get_range(first, last) if one is not None]
 
+    async def copy_range(self, first: int, last: int) -> list[LedgerEvent]:
+        """Return what ``read_range`` does, ``COPIED_MAX`` events at most, for copies that no decision is made from.
+
+        It is ten times as fast: any replica may answer, in one go. Only what its answer lacks is asked of the leader.
+        """
+        found = await copy_run(self._bus, REGISTRY_STREAM, first, last)
+        for begin in range(first, last + 1, _READS_MAX):
+            end = min(begin + _READS_MAX - 1, last)
+            if any(sequence not in found for sequence in range(begin, end + 1)):
+                found |= {event.sequence: event for event in await self.read_range(begin, end)}
+        return [found[sequence] for sequence in range(first, last + 1)]
+
     async def state(self) -> StreamState:
         """Return what the leader says of the stream."""
         return await self._stream.state()
@@ -71,7 +93,17 @@ class HeadStore:
         """
         return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence)
 
+    async def append_all(self, events: Sequence[tuple[str, RegistryEvent]]) -> list[int]:
+        """Append events with their subjects as ``append`` does, in one atomic batch; see ``append_batch``."""
+        encode = msgspec.msgpack.encode
+        entries = [Entry(subject, encode(event), event.previous_sequence) for subject, event in events]
+        return await append_batch(self._bus, entries)
+
 
 def event_of(stored: LedgerEvent) -> RegistryEvent:
-    """Return what the bytes in the stream say."""
-    return _decoder.decode(stored.data)
+    """Return what the bytes in the stream say; raises ``DependencyUnavailable`` when somebody damaged them."""
+    try:
+        return _decoder.decode(stored.data)
+    except msgspec.MsgspecError as error:
+        log.error("event_damaged", sequence=stored.sequence, detail=str(error))
+        raise DependencyUnavailable("a part of the registry stream") from error

@@ -1,6 +1,7 @@
 """A rebuildable view of the registry for listing, sweeping, finding and proving; it never decides who may do what."""
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from octavo_identity.catalogue import Catalogue, Hint, Page, Position
+from octavo_identity.copying import COPIED_MAX
 from octavo_identity.heads import HeadStore, event_of
 from octavo_identity.records import KeyHead
 from octavo_identity.search import Search
@@ -16,16 +18,18 @@ from octavo_identity.stream import StreamState
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
+from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.references import AdapterId, Digest
 from octavo_shared.telemetry import log
 
 _POLL_S = 0.25
 _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
-_BATCH_EVENTS = 128
+_BATCH_EVENTS = 4 * COPIED_MAX
+"""Applied in one transaction: of pages that many of them change, each is written once."""
 _GROWN_TOGETHER = 4_096
 """Some milliseconds of hashing, between which the loop does other things."""
-_REPORT_EVERY = 100 * _BATCH_EVENTS
+_REPORT_EVERY = 16 * _BATCH_EVENTS
 _VIEW = "the view of the registry"
 
 T = TypeVar("T")
@@ -96,12 +100,12 @@ class Projection:
         last, first = state.last_sequence, self.sequence + 1
         until = min(last, self.sequence + _BATCH_EVENTS)
         if until >= first:
-            stored = await heads.read_range(first, until)
-            events = [(event_of(one), one.sequence) for one in stored]
-            leaves = [(one.sequence, one.leaf_hash()) for one in stored]
+            stored: list[LedgerEvent] = []
+            for begin in range(first, until + 1, COPIED_MAX):
+                stored += await heads.copy_range(begin, min(begin + COPIED_MAX - 1, until))
             position = Position(state.created, until, self._position.begun_ms)
-            await self._write(lambda: self._catalogue.apply(events, position, leaves))
-            for _, leaf in leaves:
+            leaves = await self._write(partial(self._apply, stored, position))
+            for leaf in leaves:
                 self.tree.append(leaf)
             self._position = position
         if until < last and until % _REPORT_EVERY < _BATCH_EVENTS:
@@ -110,6 +114,17 @@ class Projection:
         async with self._advanced:
             self._advanced.notify_all()
         return until < last
+
+    def _apply(self, stored: list[LedgerEvent], position: Position) -> list[bytes]:
+        """Take over what is in the stream, and return the leaf hashes; runs on the thread that writes."""
+        leaves = [(one.sequence, one.leaf_hash()) for one in stored]
+        events = []
+        for one in stored:
+            # A damaged event tells nothing. It has a leaf all the same, from which the ledger sees the damage.
+            with contextlib.suppress(DependencyUnavailable):
+                events.append((event_of(one), one.sequence))
+        self._catalogue.apply(events, position, leaves)
+        return [leaf for _, leaf in leaves]
 
     async def _begin_again(self, state: StreamState, reason: str) -> None:
         begun_ms = self._position.begun_ms
@@ -143,8 +158,8 @@ class Projection:
         await self._write(lambda: self._catalogue.begin_again(position))
         self._position = position
 
-    async def _write(self, work: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writing, work)
+    async def _write(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writing, work)
 
     async def _read(self, work: Callable[[], T]) -> T:
         try:

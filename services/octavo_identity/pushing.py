@@ -1,6 +1,9 @@
 """Verbs of a push: begin an upload, commit it as the adapter's next revision."""
 
+import copy
 import secrets
+from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
@@ -13,6 +16,8 @@ from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Offered, Statements
+from octavo_identity.states import is_retired
+from octavo_identity.tags import check_tags, with_tags
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
@@ -23,6 +28,21 @@ from octavo_shared.references import SERVING, Digest, Reference, check_name
 UPLOAD_AGE_MS_MAX = 45 * 60_000
 _COMMIT_ATTEMPTS_MAX = 16
 _NOTE_LENGTH_MAX = 1_024
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The head that a commit made, or had made before, for ``key``; ``same`` is a revision that was there already."""
+
+    head: AdapterHead
+    key: KeyHead
+    same: messages.Revision | None = None
+    is_new: bool = False
+
+    @property
+    def revision(self) -> messages.Revision:
+        """What was committed is there as this one."""
+        return self.same or max((one.revision for one in self.head.revisions), key=lambda revision: revision.number)
 
 
 class Pushing:
@@ -58,7 +78,18 @@ class Pushing:
             raise InvalidRequest("upload_id", "names an upload that was committed or swept")
         return messages.UploadChecked(request.upload_id, data_key)
 
+    def through(self, desk: Desk) -> Self:
+        """Return the same that works with another desk."""
+        other = copy.copy(self)
+        other._desk = desk
+        return other
+
     async def commit(self, request: messages.Commit) -> AdapterInfo:
+        """Make what was staged the next revision; see ``commit_once``."""
+        committed = await self.commit_once(request)
+        return info(committed.head, committed.key)
+
+    async def commit_once(self, request: messages.Commit) -> Committed:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
@@ -74,15 +105,19 @@ class Pushing:
             raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
         if request.alias is not None:
             check_name(request.alias, "alias")
+        check_tags(request.tags)
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and mark in head.writes:
-            return info(await self._desk.registry.head_of_write(reference, mark), key)
+            return Committed(await self._desk.registry.head_of_write(reference, mark), key)
         offered = await self._statements.open(request.statement, key.principal)
         await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
         for _ in range(_COMMIT_ATTEMPTS_MAX):
+            if request.is_import and head is not None and (same := _of_digest(head, built.digest)) is not None:
+                await self._staging.discard(request.upload_id)
+                return Committed(head, key, same)
             number = (head.num_revisions if head else 0) + 1
             owner = head or self._desk.new_head(reference, key)
             place = object_key(owner.adapter_id, number, request.upload_id, nonce)
@@ -94,7 +129,7 @@ class Pushing:
                 head = overtaken.head
                 continue
             await self._staging.discard(request.upload_id)
-            return info(head, key)
+            return Committed(head, key, is_new=True)
         raise RevisionConflict
 
     async def _add(
@@ -120,7 +155,7 @@ class Pushing:
             statement = self._statements.close(offered, made)
             await self._check_gate(reference, now, stored.revision, request.alias)
             new = with_revision(now or self._desk.new_head(reference, key), stored, request.alias)
-            return Change("revision_added", new, request.note, stored, statement)
+            return Change("revision_added", with_tags(new, request.tags), request.note, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
 
@@ -152,6 +187,13 @@ def _unbuilt(head: AdapterHead | None, request: messages.Commit) -> messages.Rev
     """Return what a gate needs to know of the next revision before it is made: nobody has evaluated it."""
     number = head.num_revisions + 1 if head else 1
     return messages.Revision(number, Digest(""), request.served_base, 0, 0, 0, "", "", 0)
+
+
+def _of_digest(head: AdapterHead, digest: Digest) -> messages.Revision | None:
+    """Return the newest revision of ``digest`` that the head remembers and that is not retired."""
+    found = [stored.revision for stored in head.revisions if stored.revision.digest == digest]
+    kept = [revision for revision in found if not is_retired(head, revision.number)]
+    return max(kept, key=lambda revision: revision.number, default=None)
 
 
 def _served(head: AdapterHead | None) -> StoredRevision | None:

@@ -39,6 +39,9 @@ class Change:
 Make = Callable[[AdapterHead | None], Awaitable[Change | None]]
 """Checks permission, then makes the change, or None when all is as wanted; called again when another was first."""
 
+Append = Callable[[str, RegistryEvent], Awaitable[int]]
+"""Does what ``HeadStore.append`` does."""
+
 Check = Callable[[AdapterHead], object]
 """Raises when the caller may not have what is of this adapter."""
 
@@ -47,9 +50,11 @@ class Registry:
     """Reads and changes adapter heads. Names come in; only derived ids reach subjects."""
 
     def __init__(
-        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX
-    ) -> None:
+        self, heads: HeadStore, ids: Ids, projection: Projection, ledger_walk_max: int = LEDGER_WALK_MAX,
+        append: Append | None = None,
+    ) -> None:  # fmt: skip
         self._heads = heads
+        self._append = append or heads.append
         self._ids = ids
         self._projection = projection
         self._ledger_walk_max = ledger_walk_max
@@ -92,7 +97,7 @@ class Registry:
                 statement=change.statement, evaluation=change.evaluation,
             )  # fmt: skip
             try:
-                return new, await self._heads.append(subject, event)
+                return new, await self._append(subject, event)
             except RevisionConflict:
                 continue
         raise RevisionConflict

@@ -15,6 +15,7 @@ from octavo_identity.evaluating import Evaluating
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
+from octavo_identity.importing import Importing
 from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
@@ -95,6 +96,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 handlers = _handlers(
                     Verbs(desk),
                     pushing,
+                    Importing(desk, pushing),
                     Promoting(desk),
                     Branching(desk, staging, statements),
                     Tenancy(desk),

@@ -10,11 +10,13 @@ from nats.js.errors import APIError, NotFoundError
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
 from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.telemetry import log
 
-_EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-_WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
+EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 """The second one when the other write is still on its way to the replicas."""
 _NO_MESSAGE_FOUND = 10037
+_OTHER_CONFIGURATION = 10058
 _NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
 
@@ -40,9 +42,14 @@ class Stream:
         self._jetstream = bus.client.jetstream(timeout=_TIMEOUT_S)
 
     async def ensure(self, config: StreamConfig) -> None:
-        """Make the stream if it is not there."""
+        """Make the stream if it is not there; one that was made otherwise stays as it is."""
         try:
             await self._jetstream.add_stream(config)
+        except APIError as error:
+            if error.err_code != _OTHER_CONFIGURATION:
+                raise DependencyUnavailable("JetStream") from error
+            # Only its operator may change it. Nothing here needs what newer ones have; it goes faster with it.
+            log.warning("stream_differs", stream=self._name, detail="its configuration is not what would be made now")
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("JetStream") from error
 
@@ -93,10 +100,10 @@ class Stream:
         self._check_connected()
         try:
             ack = await self._jetstream.publish(
-                subject, data, headers={_EXPECTED_SEQUENCE: str(previous_sequence)}, stream=self._name
+                subject, data, headers={EXPECTED_SEQUENCE: str(previous_sequence)}, stream=self._name
             )
         except APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
+            if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict from error
             raise DependencyUnavailable("JetStream") from error
         except (NatsError, OSError) as error:

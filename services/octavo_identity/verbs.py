@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-import msgspec
-
 from octavo_identity import access
 from octavo_identity.aliases import alias_for
 from octavo_identity.desk import Desk, adapter_reference, info
@@ -15,15 +13,15 @@ from octavo_identity.registry import Change
 from octavo_identity.rights import Right, covers, grant_role, scopes_of
 from octavo_identity.search import Search
 from octavo_identity.states import state_of
+from octavo_identity.tags import TAGS_MAX, check_tags, with_tags
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.messages.keys import Role, Scope
-from octavo_shared.references import PRINCIPAL_PATTERN, check_name, parse_reference
+from octavo_shared.references import PRINCIPAL_PATTERN, parse_reference
 
-_TAGS_MAX = 16
 _LIST_MAX = 1_000
 _LIST_ROUNDS_MAX = 8
 _CONFIRMATIONS_MAX = 16
@@ -100,20 +98,16 @@ class Verbs:
         """Add and remove tags, by which adapters are found; every user of the adapter sees them."""
         key = await self._desk.authenticate(request.credential)
         changed = (*request.add, *request.remove)
-        if not 1 <= len(changed) <= 2 * _TAGS_MAX:
-            raise InvalidRequest("tag", f"must be 1 to {2 * _TAGS_MAX} tags to add or remove")
-        for tag in changed:
-            check_name(tag, "tag")
+        if not 1 <= len(changed) <= 2 * TAGS_MAX:
+            raise InvalidRequest("tag", f"must be 1 to {2 * TAGS_MAX} tags to add or remove")
+        check_tags(changed)
         if both := set(request.add) & set(request.remove):
             raise InvalidRequest("tag", f"cannot be added and removed: {', '.join(sorted(both))}")
 
         async def mark(now: AdapterHead | None) -> Change:
-            owned = access.check_edit(key, now)
-            tags = tuple(sorted({*owned.tags, *request.add} - {*request.remove}))
-            if len(tags) > _TAGS_MAX:
-                raise InvalidRequest("tag", f"would be more than the {_TAGS_MAX} that an adapter may have")
+            tagged = with_tags(access.check_edit(key, now), request.add, request.remove)
             detail = " ".join([*(f"+{tag}" for tag in request.add), *(f"-{tag}" for tag in request.remove)])
-            return Change("tagged", msgspec.structs.replace(owned, tags=tags), detail)
+            return Change("tagged", tagged, detail)
 
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, mark), key)

@@ -80,6 +80,7 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
         publish=(
             *(subject for stream_subjects in subjects.IDENTITY_STREAMS.values() for subject in stream_subjects),
             *(f"$JS.API.STREAM.{call}.{stream}" for stream in subjects.IDENTITY_STREAMS for call in _STREAM_CALLS),
+            subjects.copies(subjects.REGISTRY_STREAM),
             *(f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in subjects.DELETABLE_STREAMS),
             subjects.worker("*", "erase"),
             _inboxes(BusRole.GATEWAY),

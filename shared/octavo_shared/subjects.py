@@ -47,6 +47,11 @@ DELETABLE_STREAMS = (KEY_STREAM,)
 """Those of which identity may delete single messages."""
 
 
+def copies(stream: str) -> str:
+    """Subject on which any replica of ``stream`` shows messages; they may be old, so no decision is made from them."""
+    return f"$JS.API.DIRECT.GET.{stream}"
+
+
 def identity(verb: str) -> str:
     """Subject of one identity verb, served by the queue group ``IDENTITY_QUEUE``."""
     return f"{PREFIX}.identity.{verb}"

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import itertools
-import os
 import secrets
 import sqlite3
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +14,6 @@ import pytest
 
 from octavo_cli.processes import free_port
 from octavo_cli.verification import Auditor, NotProven, Trusted
-from octavo_gateway.credentials import new_key
-from octavo_gateway.service import Gateway
-from octavo_gateway.settings import GatewaySettings
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
@@ -38,46 +33,11 @@ from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, Invalid
 from octavo_shared.merkle import Tree, is_consistent
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent
-from support.identity_rig import Client, CountingHeads, Parts, data_keys, identity, own_identity, own_nats, parts
+from support.command_world import alice_of, gateway, octavo
+from support.identity_rig import CountingHeads, Parts, data_keys, identity, own_identity, own_nats, parts
 
 SIGNER = Signer(bytes(32))
 ROOT_KEY = m.Credential("a" * 16, bytes(32))
-
-
-@contextlib.asynccontextmanager
-async def gateway(admin: Client, settings: StoreSettings, port: int) -> AsyncIterator[str]:
-    """Run a gateway before ``admin``'s identity and yield its URL."""
-    nats = admin.bus.client.connected_url
-    assert nats is not None
-    fields = msgspec.structs.asdict(settings) | {"nats_url": nats.geturl(), "http_port": port}
-    own = GatewaySettings(**fields)
-    async with (
-        Bus(own.nats_url, "gateway", drain_timeout_s=1.0) as bus,
-        Gateway(own, bus, admin.store).running(),
-    ):
-        yield f"http://127.0.0.1:{port}"
-
-
-async def octavo(url: str, key: str, config: Path, *words: str) -> tuple[int, str]:
-    """Run ``octavo WORDS``; returns its exit code and all that it said."""
-    command = [sys.executable, "-c", "from octavo_cli.main import main; main()", *words]
-    environ = os.environ | {"OCTAVO_GATEWAY_URL": url, "OCTAVO_KEY": key, "XDG_CONFIG_HOME": str(config)}
-    child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environ
-    )
-    said, _ = await child.communicate()
-    assert child.returncode is not None
-    return child.returncode, said.decode()
-
-
-async def alice_of(admin: Client) -> tuple[Client, str]:
-    """Return alice@home, and the text of her key."""
-    text, fresh = new_key()
-    await admin.ask(
-        "issue_key", tenant="home", user="alice", role=m.Role.OWNER, key_id=fresh.key_id,
-        secret_sha256=fresh.secret_sha256,
-    )  # fmt: skip
-    return Client(admin.bus, admin.store, fresh), text
 
 
 async def test_revisions_are_proven_and_the_whole_is_audited_on_the_command_line(
@@ -244,7 +204,7 @@ async def test_the_tree_survives_a_restart_without_the_stream(one: Parts, tmp_pa
     assert one.projection.sequence == 41
 
     class Closed(HeadStore):
-        async def read_range(self, first: int, last: int) -> list[LedgerEvent]:
+        async def copy_range(self, first: int, last: int) -> list[LedgerEvent]:
             raise AssertionError("everything is in the file")
 
     heads, one.heads = one.heads, Closed(one.heads._stream._bus, 1)  # type: ignore[assignment]

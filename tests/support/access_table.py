@@ -16,6 +16,7 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Signer
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
+from octavo_shared.messages.importing import ImportItem
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
 from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, data_keys
@@ -32,6 +33,7 @@ audit                   no     no     no     no     yes    yes    no      no    
 begin_upload            yes    yes    no     no     no     404    404     no     yes    no     no     404
 check_upload            yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
 commit                  yes    yes    no     no     no     404    404     no     yes    no     no     404
+register                yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
 promote                 yes    yes    no     no     no     404    404     no     yes    no     no     404
 rollback                yes    yes    no     no     no     404    404     no     yes    no     no     404
 unalias                 yes    yes    no     no     no     404    404     no     yes    no     no     404
@@ -117,6 +119,10 @@ async def _commit(cell: Cell) -> dict[str, Any]:
     return {"adapter": cell.adapter, "upload_id": await cell.staged(), "served_base": TINY_FINGERPRINT}
 
 
+async def _register(cell: Cell) -> dict[str, Any]:
+    return {"items": (ImportItem(cell.adapter, secrets.token_hex(8), TINY_FINGERPRINT),)}
+
+
 async def _unalias(cell: Cell) -> dict[str, Any]:
     if cell.expected == "yes":
         await cell.world.alice.ask("promote", reference=f"{cell.adapter}@1", alias="gone")
@@ -199,6 +205,7 @@ REQUESTS: dict[str, Ask] = {
     "begin_upload": _asking(adapter="{}"),
     "check_upload": _upload,
     "commit": _commit,
+    "register": _register,
     "promote": _asking(reference="{}@1", alias="stable"),
     "rollback": _asking(adapter="{}", number=1),
     "unalias": _unalias,

@@ -169,6 +169,7 @@ class FakeWorker:
         self.base = BASE
         self.state = WorkerState.READY
         self.epoch = 1
+        self.base = BASE
         self.num_running = 0
         self.context_tokens = 0
         self.received: list[Generate] = []

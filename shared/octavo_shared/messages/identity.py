@@ -22,6 +22,7 @@ from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.grants import Grant as Grant
 from octavo_shared.messages.grants import GrantRole as GrantRole
 from octavo_shared.messages.grants import Revoke as Revoke
+from octavo_shared.messages.importing import ImportReport, Register
 from octavo_shared.messages.keys import IssueKey as IssueKey
 from octavo_shared.messages.keys import KeyInfo, KeyList, ListKeys, RotateKey, Whoami
 from octavo_shared.messages.keys import KeyIssued as KeyIssued
@@ -116,6 +117,10 @@ class Commit(Write, frozen=True, kw_only=True):
     dtype: str | None = None
     note: str = ""
     alias: str | None = "serving"
+    tags: tuple[str, ...] = ()
+    """Added to those that the adapter has."""
+    is_import: bool = False
+    """Then what the adapter has with the same digest already is no new revision."""
     statement: Envelope | None = None
 
 
@@ -321,6 +326,7 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "check_upload": (CheckUpload, UploadChecked),
     "commit": (Commit, AdapterInfo),
     "rollback": (Rollback, AdapterInfo),
+    "register": (Register, ImportReport),
     "promote": (Promote, AdapterInfo),
     "unalias": (Unalias, AdapterInfo),
     "retire": (Retire, AdapterInfo),
@@ -346,5 +352,5 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
 }
 """Verb → (request, reply). The subject is ``subjects.identity(verb)``."""
 
-SLOW_VERBS = frozenset({"commit", "branch"})
+SLOW_VERBS = frozenset({"commit", "branch", "register"})
 """Those that move a pack."""

@@ -1,0 +1,91 @@
+"""Appends of several writers in one atomic batch."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from octavo_identity.batching import BATCH_MAX, BatchRefused
+from octavo_identity.heads import HeadStore
+from octavo_identity.records import RegistryEvent
+from octavo_shared.errors import DependencyUnavailable, OctavoError, RevisionConflict
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    subject: str
+    event: RegistryEvent
+    sequence: asyncio.Future[int]
+
+
+class Group:
+    """Holds what each of ``num_writers`` appends until all of them wait, or are done, and appends it together.
+
+    Each writer is told for itself, as ``HeadStore.append`` would: of a batch that conflicts somewhere, the events are
+    appended one by one. So a writer may come again, and then waits for those that still run.
+    """
+
+    def __init__(self, heads: HeadStore, num_writers: int) -> None:
+        self._heads = heads
+        self._num_writers = num_writers
+        self._waiting: list[_Waiting] = []
+        self._storing: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Be one of the writers while the block runs."""
+        try:
+            yield
+        finally:
+            self._num_writers -= 1
+            self._store_if_all_wait()
+
+    async def append(self, subject: str, event: RegistryEvent) -> int:
+        """Append ``event`` with those of the others; see ``HeadStore.append``."""
+        one = _Waiting(subject, event, asyncio.get_running_loop().create_future())
+        self._waiting.append(one)
+        self._store_if_all_wait()
+        try:
+            return await one.sequence
+        finally:
+            if one in self._waiting:
+                # The writer was cancelled before anything was sent.
+                self._waiting.remove(one)
+
+    def _store_if_all_wait(self) -> None:
+        if not self._waiting or len(self._waiting) < min(self._num_writers, BATCH_MAX):
+            return
+        taken, self._waiting = self._waiting, []
+        task = asyncio.create_task(self._store(taken), name="append a group")
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+    async def _store(self, taken: list[_Waiting]) -> None:
+        is_single = len({one.subject for one in taken}) < len(taken) or len(taken) == 1
+        try:
+            if not is_single:
+                sequences = await self._heads.append_all([(one.subject, one.event) for one in taken])
+                for one, sequence in zip(taken, sequences, strict=True):
+                    _tell(one, sequence)
+                return
+        except (RevisionConflict, BatchRefused):
+            # Nothing was stored, and whose conflict it was is not known.
+            pass
+        except DependencyUnavailable as error:
+            for one in taken:
+                _tell(one, error)
+            return
+        for one in taken:
+            try:
+                _tell(one, await self._heads.append(one.subject, one.event))
+            except OctavoError as error:
+                _tell(one, error)
+
+
+def _tell(one: _Waiting, result: int | OctavoError) -> None:
+    if one.sequence.done():
+        return
+    if isinstance(result, int):
+        one.sequence.set_result(result)
+    else:
+        one.sequence.set_exception(result)

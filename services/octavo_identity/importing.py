@@ -1,0 +1,79 @@
+"""The verb that registers many adapters at once."""
+
+import asyncio
+
+from octavo_identity import access
+from octavo_identity.desk import Desk, adapter_reference
+from octavo_identity.grouping import Group
+from octavo_identity.pushing import Committed, Pushing
+from octavo_identity.records import KeyHead
+from octavo_identity.registry import write_mark
+from octavo_shared.errors import InvalidRequest, OctavoError
+from octavo_shared.messages.identity import Commit, Credential
+from octavo_shared.messages.importing import (
+    IMPORT_ITEMS_MAX,
+    ImportItem,
+    ImportOutcome,
+    ImportReport,
+    ImportState,
+    Register,
+)
+
+
+class Importing:
+    """One method, of the verb's name."""
+
+    def __init__(self, desk: Desk, pushing: Pushing) -> None:
+        self._desk = desk
+        self._pushing = pushing
+
+    async def register(self, request: Register) -> ImportReport:
+        """Commit every item as ``commit`` does, all of their events in one atomic batch.
+
+        An item that is refused, or whose adapter changed at the same time, is reported and holds up none of the
+        others. Idempotent by each item's key; what is there with the same digest stays as it is.
+        """
+        key = await self._desk.authenticate(request.credential)
+        access.check_stage(key)
+        names = [item.adapter for item in request.items]
+        if not 1 <= len(names) <= IMPORT_ITEMS_MAX:
+            raise InvalidRequest("items", f"must be 1 to {IMPORT_ITEMS_MAX}")
+        if len(set(names)) < len(names):
+            raise InvalidRequest("items", "must name each adapter once")
+        group = Group(self._desk.heads, len(names))
+        pushing = self._pushing.through(self._desk.appending_with(group.append))
+
+        async def one(item: ImportItem) -> ImportOutcome:
+            with group.writer():
+                try:
+                    if not item.upload_id:
+                        return await self._look(key, item)
+                    return await _commit(pushing, request.credential, item)
+                except OctavoError as error:
+                    return ImportOutcome(item.adapter, ImportState.REFUSED, refusal=error.refusal())
+
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(one(item), name="import") for item in request.items]
+        return ImportReport(tuple(task.result() for task in running))
+
+    async def _look(self, key: KeyHead, item: ImportItem) -> ImportOutcome:
+        reference = adapter_reference(item.adapter)
+        head = await self._desk.head_to_push(key, reference)
+        mark = write_mark(key.principal, item.idempotency_key)
+        if head is None or mark not in head.writes:
+            return ImportOutcome(item.adapter, ImportState.WANTED)
+        return _outcome(item, Committed(await self._desk.registry.head_of_write(reference, mark), key))
+
+
+async def _commit(pushing: Pushing, credential: Credential, item: ImportItem) -> ImportOutcome:
+    commit = Commit(
+        credential=credential, idempotency_key=item.idempotency_key, adapter=item.adapter, upload_id=item.upload_id,
+        served_base=item.served_base, declared_base=item.declared_base, dtype=item.dtype, note=item.note,
+        alias=item.alias, tags=item.tags, is_import=True,
+    )  # fmt: skip
+    return _outcome(item, await pushing.commit_once(commit))
+
+
+def _outcome(item: ImportItem, committed: Committed) -> ImportOutcome:
+    state = ImportState.ADDED if committed.is_new else ImportState.PRESENT
+    return ImportOutcome(item.adapter, state, committed.revision.number, committed.revision.digest)
