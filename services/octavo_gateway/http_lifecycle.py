@@ -84,6 +84,7 @@ class LifecycleRoutes:
                 source=str(parse_reference(body.source, "source")),
                 adapter=adapter_name(tenant, name),
                 alias=body.alias,
+                statement=body.statement,
             )
             return await self._identity.call(order, AdapterInfo)
 

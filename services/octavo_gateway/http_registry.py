@@ -4,6 +4,7 @@ import contextlib
 import uuid
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, FromQuery, QueryParameter
 
@@ -105,7 +106,7 @@ class RegistryRoutes:
             adapter = parse_reference(body.adapter, "adapter").name
             begun = await self._identity.call(BeginUpload(credential=credential, adapter=adapter), UploadBegun)
             size_bytes_max = min(begun.size_bytes_max, self._transfers.limit_bytes("adapter_model.safetensors"))
-            return UploadBegun(begun.upload_id, size_bytes_max)
+            return msgspec.structs.replace(begun, size_bytes_max=size_bytes_max, base=self._base(body.base))
 
         # The framework's bound is off here: the transfer counts the bytes itself while it streams them.
         @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
@@ -137,10 +138,18 @@ class RegistryRoutes:
                 dtype=body.dtype,
                 note=body.note,
                 alias=body.alias,
+                statement=body.statement,
             )
             return await self._identity.call(order, AdapterInfo)
 
         return [begin_upload, upload, commit]
+
+    def _base(self, declared: Fingerprint | None) -> Fingerprint | None:
+        """Return the base that a push now would be for; whether there is one at all is for the commit to say."""
+        try:
+            return served_base(self._fleet, declared)
+        except (NoWorker, InvalidRequest):
+            return None
 
     def _adapters(self) -> list[Any]:
         @get("/v1/adapters")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.generation import Tier
 from octavo_shared.messages.grants import GrantRole
 from octavo_shared.references import SERVING, Fingerprint
@@ -16,17 +17,24 @@ class TenantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UploadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``base`` as in ``RevisionBody``: with it the answer says what a statement has to say."""
+
     adapter: str
+    base: Fingerprint | None = None
 
 
 class RevisionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``base``: the fingerprint that the adapter was trained on, when the pusher knows it. ``alias`` null: a draft."""
+    """``base``: the fingerprint that the adapter was trained on, when the pusher knows it. ``alias`` null: a draft.
+
+    ``statement``: the provenance in a DSSE envelope that the pusher signed.
+    """
 
     upload_id: str
     base: Fingerprint | None = None
     dtype: str | None = None
     note: str = ""
     alias: str | None = SERVING
+    statement: Envelope | None = None
 
 
 class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,15 +61,25 @@ class RetireBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``source``: a reference; without a revision what it serves. ``alias`` null: a draft."""
+    """``source``: a reference; without a revision what it serves. ``alias`` null: a draft.
+
+    ``statement`` as in ``RevisionBody``.
+    """
 
     source: str
     alias: str | None = SERVING
+    statement: Envelope | None = None
 
 
 class TagBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     add: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
+
+
+class SignerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``public_key`` in PEM form."""
+
+    public_key: str
 
 
 class GrantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from octavo_gateway.http_importing import ImportRoutes
 from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
+from octavo_gateway.http_provenance import ProvenanceRoutes
 from octavo_gateway.http_registry import RegistryRoutes
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.nats_entry import NatsEntry
@@ -67,6 +68,7 @@ class Gateway:
             *ImportRoutes(identity, self.fleet).handlers(),
             *ErasureRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
+            *ProvenanceRoutes(identity).handlers(),
             *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
             *KeyRoutes(identity).handlers(),

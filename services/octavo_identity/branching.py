@@ -10,19 +10,22 @@ from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
+from octavo_identity.statements import Statements
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.provenance import Made
 from octavo_shared.references import Reference, check_name, parse_reference
 
 
 class Branching:
     """One method, of the verb's name."""
 
-    def __init__(self, desk: Desk, staging: Staging) -> None:
+    def __init__(self, desk: Desk, staging: Staging, statements: Statements) -> None:
         self._desk = desk
         self._staging = staging
+        self._statements = statements
 
     async def branch(self, request: messages.Branch) -> AdapterInfo:
         """Begin an adapter with a revision of another one: the same digest, and a pack of its own.
@@ -42,12 +45,16 @@ class Branching:
             if made := await self._desk.registry.repeated(reference, mark):
                 return info(made, key)
             raise NameTaken(reference.name)
+        offered = await self._statements.open(request.statement, key.principal)
         origin_head, origin = await self._selected(key, source)
         chosen = Reference(source.tenant, source.adapter, number=origin.revision.number)
+        digest = origin.revision.digest
+        made = Made(reference.name, digest, origin.revision.base, digest, key.principal, None)
+        statement = self._statements.close(offered, made)
         new = self._desk.new_head(reference, key)
         revision = msgspec.structs.replace(
             origin.revision, number=1, created_by=key.principal, created_at_ms=wall_ms(),
-            parent=origin.revision.digest, note="",
+            parent=digest, note="",
         )  # fmt: skip
         await self._desk.gatekeeper.check(reference, None, revision, request.alias)
         place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
@@ -62,7 +69,7 @@ class Branching:
             # Copying takes its time; what was revoked or retired meanwhile is not to be had any more.
             await self._selected(key, chosen)
             await self._desk.gatekeeper.check(reference, None, revision, request.alias)
-            return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored)
+            return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored, statement)
 
         return info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
 

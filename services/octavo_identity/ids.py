@@ -82,6 +82,10 @@ class Ids:
         mac = hmac.new(tenant_secret, f"{adapter}\0{incarnation}".encode(), hashlib.sha256)
         return AdapterId(mac.hexdigest()[:32])
 
+    def principal(self, principal: str) -> str:
+        """Return what stands for a principal in a subject."""
+        return self._mac("principal", principal)[:24]
+
     def shard(self, tenant_id: TenantId) -> str:
         """Return the tenant's shard. There is one so far."""
         del tenant_id
@@ -94,6 +98,10 @@ class Ids:
     def ledger_seed(self) -> bytes:
         """Return the seed of the key that signs checkpoints, where no other is configured."""
         return bytes.fromhex(self._mac("ledger key"))
+
+    def provenance_seed(self) -> bytes:
+        """Return the seed of the key that countersigns statements, where no other is configured."""
+        return bytes.fromhex(self._mac("provenance key"))
 
     def ticket_key(self) -> bytes:
         """Return the key of the tickets that data keys are handed out for."""

@@ -15,12 +15,14 @@ from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
+from octavo_identity.statements import Offered, Statements
 from octavo_identity.states import is_retired
 from octavo_identity.tags import check_tags, with_tags
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.provenance import Made
 from octavo_shared.references import SERVING, Digest, Reference, check_name
 
 UPLOAD_AGE_MS_MAX = 45 * 60_000
@@ -46,20 +48,25 @@ class Committed:
 class Pushing:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk, staging: Staging, keys: DataKeys, upload_bytes_max: int) -> None:
+    def __init__(
+        self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, upload_bytes_max: int
+    ) -> None:
         self._desk = desk
         self._staging = staging
         self._keys = keys
+        self._statements = statements
         self._upload_bytes_max = upload_bytes_max
 
     async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
         """Name a staging place that only this principal can commit, to this adapter, for a while."""
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
-        head = await self._desk.head_to_push(key, reference) or self._desk.new_head(reference, key)
+        found = await self._desk.head_to_push(key, reference)
+        head, served = found or self._desk.new_head(reference, key), _served(found)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
-        return messages.UploadBegun(upload_id, self._upload_bytes_max)
+        parent = served.revision.digest if served else None
+        return messages.UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
 
     async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for, and what seals them. Reads only."""
@@ -87,7 +94,8 @@ class Pushing:
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
         upload is not there, not the caller's or too old, ``GateRefused`` when the alias is behind a gate, which a new
-        revision cannot have passed yet, and ``RevisionConflict`` when too many others push.
+        revision cannot have passed yet, and ``RevisionConflict`` when too many others push. A statement that says
+        otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -101,6 +109,7 @@ class Pushing:
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and (made := await self._desk.registry.repeated(reference, mark)):
             return Committed(made, key)
+        offered = await self._statements.open(request.statement, key.principal)
         await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
@@ -115,7 +124,7 @@ class Pushing:
             pack_place = PackPlace(place, owner.tenant_id, owner.adapter_id, number, built.header.base)
             await self._staging.store_pack(pack_place, built.pack)
             try:
-                head = await self._add(request, key, reference, built, number, place)
+                head = await self._add(request, key, reference, built, offered, number, place)
             except _Overtaken as overtaken:
                 head = overtaken.head
                 continue
@@ -124,8 +133,9 @@ class Pushing:
         raise RevisionConflict
 
     async def _add(
-        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, number: int, place: str
-    ) -> AdapterHead:
+        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, offered: Offered | None,
+        number: int, place: str,
+    ) -> AdapterHead:  # fmt: skip
         header = built.header
         revision = messages.Revision(
             number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
@@ -138,15 +148,16 @@ class Pushing:
             if own.num_revisions + 1 != number or not place.startswith(f"packs/{own.adapter_id}/"):
                 # Somebody pushed meanwhile, or erased the adapter.
                 raise _Overtaken(now)
-            parent = _served(now)
+            served = _served(now)
+            parent = served.revision.digest if served else None
             stored = StoredRevision(
-                msgspec.structs.replace(revision, parent=parent.revision.digest if parent else None),
-                place,
-                parent.revision.number if parent else None,
+                msgspec.structs.replace(revision, parent=parent), place, served.revision.number if served else None
             )
+            made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
+            statement = self._statements.close(offered, made)
             await self._check_gate(reference, now, stored.revision, request.alias)
             new = with_revision(own, stored, request.alias)
-            return Change("revision_added", with_tags(new, request.tags), request.note, stored)
+            return Change("revision_added", with_tags(new, request.tags), request.note, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
 

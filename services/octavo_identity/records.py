@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from octavo_shared.dsse import PublicKey
 from octavo_shared.messages.evaluation import Evaluation, Gate
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
@@ -53,6 +54,28 @@ class KeyHead(msgspec.Struct, frozen=True, tag="key"):
     expires_at_ms: int = 0
     issuer: str = ""
     successor: str = ""
+
+
+class RegisteredSigner(msgspec.Struct, frozen=True):
+    """An Ed25519 public key of 32 bytes. Until it is revoked it signs for its principal."""
+
+    public_key: bytes
+    registered_at_ms: int
+    revoked_at_ms: int | None = None
+
+    @property
+    def key_id(self) -> str:
+        return PublicKey(self.public_key).key_id
+
+
+class SignersHead(msgspec.Struct, frozen=True, tag="signers"):
+    """All signing keys that a principal ever had, the oldest first."""
+
+    principal: str
+    signers: tuple[RegisteredSigner, ...] = ()
+
+    def find(self, key_id: str) -> RegisteredSigner | None:
+        return next((one for one in self.signers if one.key_id == key_id), None)
 
 
 class StoredRevision(msgspec.Struct, frozen=True):
@@ -117,7 +140,7 @@ class ErasedHead(msgspec.Struct, frozen=True, tag="erased"):
     receipt: bytes = b""
 
 
-Head = DeploymentHead | TenantHead | KeyHead | AdapterHead | ErasedHead
+Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead | ErasedHead
 
 
 class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -167,6 +167,26 @@ class Registry:
             raise DependencyUnavailable("the view of the registry")
         raise AdapterNotFound
 
+    async def event_of(
+        self, head: AdapterHead, reference: Reference, stored: StoredRevision
+    ) -> tuple[RegistryEvent, int]:
+        """Return the event that made a revision, with its sequence.
+
+        It is where the projection says, or else the ledger is walked; raises ``DependencyUnavailable`` when the walk
+        does not come to it.
+        """
+        number = stored.revision.number
+        hint = await self._projection.find_revision(head.adapter_id, number, None)
+        if hint.sequence is not None:
+            event = await self._heads.read_at(hint.sequence)
+            found = _revision_of(event, head.adapter_id) if event else None
+            if event is not None and found is not None and found.revision.number == number:
+                return event, hint.sequence
+        async for event, sequence in self.ledger(reference, self._ledger_walk_max):
+            if event.revision is not None and event.revision.revision.number == number:
+                return event, sequence
+        raise DependencyUnavailable("the view of the registry")
+
     def ledger(self, reference: Reference, num_max: int) -> AsyncIterator[tuple[RegistryEvent, int]]:
         """Yield the events, with their sequences, of the adapter that was last read by that name, newest first."""
         return walk(self._heads, self.places.subject(reference), num_max)

@@ -24,10 +24,14 @@ from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
 from octavo_identity.projection import Projection
 from octavo_identity.promoting import Promoting
+from octavo_identity.provenance_verbs import ProvenanceVerbs
 from octavo_identity.proving import Proving
 from octavo_identity.pushing import Pushing
 from octavo_identity.settings import IdentitySettings
+from octavo_identity.signer_verbs import SignerVerbs
+from octavo_identity.signers import Signers
 from octavo_identity.staging import Staging
+from octavo_identity.statements import Statements
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.unwrapping import Unwrapping
@@ -56,6 +60,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     credentials = read_credentials(BusRole.IDENTITY, settings.nats_seed_file)
     key_file = settings.ledger_key_file
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
+    key_file = settings.provenance_key_file
+    own_seed = read_secret(key_file, "a seed of the key for statements") if key_file else ids.provenance_seed()
     root_file = settings.tenant_key_file
     provider = FileKeyProvider(
         read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root()
@@ -82,9 +88,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
+                signers = Signers(heads, ids, dsse.Signer(own_seed))
+                await _retry(signers.ensure_registry)
                 desk = Desk(heads, ids, projection)
                 staging = Staging(store, keys)
-                pushing = Pushing(desk, staging, keys, settings.upload_bytes_max)
+                statements = Statements(signers)
+                pushing = Pushing(desk, staging, keys, statements, settings.upload_bytes_max)
                 fleet = Fleet()
                 await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
                 erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
@@ -94,10 +103,12 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     pushing,
                     Importing(desk, pushing),
                     Promoting(desk),
-                    Branching(desk, staging),
+                    Branching(desk, staging, statements),
                     Tenancy(desk),
                     Proving(desk, ledger),
                     Keyring(desk),
+                    SignerVerbs(desk, signers),
+                    ProvenanceVerbs(desk, signers),
                     Evaluating(desk),
                     GateVerbs(desk),
                     Unwrapping(keys, desk.tickets),

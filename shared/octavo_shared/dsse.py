@@ -5,8 +5,8 @@ makes equal values equal bytes. An envelope itself has exactly one encoding here
 """
 
 import base64
-import binascii
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
@@ -15,6 +15,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from octavo_shared.envelopes import FIELD as _FIELD
+from octavo_shared.envelopes import Envelope as Envelope
+from octavo_shared.envelopes import Signature as Signature
+from octavo_shared.envelopes import decoded
 from octavo_shared.errors import InvalidRequest
 
 STATEMENT_TYPE = "application/vnd.in-toto+json"
@@ -23,7 +27,8 @@ STATEMENT_TYPE = "application/vnd.in-toto+json"
 ENVELOPE_BYTES_MAX = 32 * 1024
 _SIGNATURES_MAX = 4
 _SIGNATURE_BYTES = 64
-_FIELD = "envelope"
+_AT = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_ECHOED_CHARS_MAX = 160
 
 T = TypeVar("T")
 
@@ -80,31 +85,6 @@ class Signer:
         return self._key.sign(data)
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``sig`` is in base64. ``keyid`` says which key to try; it is not signed itself."""
-
-    keyid: str
-    sig: str
-
-
-class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """A payload in base64, what kind of payload it is, and who signed both."""
-
-    payload: str
-    payload_type: str
-    signatures: tuple[Signature, ...]
-
-    @property
-    def data(self) -> bytes:
-        """The payload's bytes; raises ``InvalidRequest``."""
-        return _decoded(self.payload, "payload")
-
-    @property
-    def key_ids(self) -> tuple[str, ...]:
-        """Whom the signatures say they are of; nothing is verified."""
-        return tuple(signature.keyid for signature in self.signatures)
-
-
 def pae(payload_type: str, payload: bytes) -> bytes:
     """Return what is signed: DSSE's pre-authentication encoding."""
     kind = payload_type.encode()
@@ -141,7 +121,7 @@ def verify(envelope: Envelope, public_keys: Iterable[PublicKey]) -> tuple[str, .
         key = by_id.get(signature.keyid)
         if key is None:
             raise InvalidRequest(f"{_FIELD}.signatures[{place}].keyid", "is of no key that is trusted here")
-        sig = _decoded(signature.sig, f"signatures[{place}].sig")
+        sig = decoded(signature.sig, f"signatures[{place}].sig")
         if len(sig) != _SIGNATURE_BYTES or not key.is_signed(data, sig):
             raise InvalidRequest(f"{_FIELD}.signatures[{place}].sig", "is not a signature of this payload by its key")
     return envelope.key_ids
@@ -153,8 +133,11 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode(envelope: Envelope) -> bytes:
-    """Return the envelope's one encoding."""
-    return encode_json(envelope)
+    """Return the envelope's one encoding; raises ``InvalidRequest`` when it is too large."""
+    data = encode_json(envelope)
+    if len(data) > ENVELOPE_BYTES_MAX:
+        raise InvalidRequest(_FIELD, f"exceeds the limit of {ENVELOPE_BYTES_MAX} bytes")
+    return data
 
 
 def decode(data: bytes) -> Envelope:
@@ -172,18 +155,10 @@ def parse_json(data: bytes, kind: type[T], field: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
-        raise InvalidRequest(field + path.rstrip("`"), f"is not as it must be: {problem}") from None
+        found = _AT.match(str(error))
+        assert found is not None, "it matches everything"
+        # What is echoed comes from the caller, and never at any length.
+        where = (field + (found["path"] or ""))[:_ECHOED_CHARS_MAX]
+        raise InvalidRequest(where, f"is not as it must be: {found['problem'][:_ECHOED_CHARS_MAX]}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(field, "is not JSON") from None
-
-
-def _decoded(text: str, part: str) -> bytes:
-    """Return what ``text`` encodes; a text that is not the one encoding of its bytes is refused."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        data = None
-    if data is None or base64.b64encode(data).decode() != text:
-        raise InvalidRequest(f"{_FIELD}.{part}", "is not base64")
-    return data

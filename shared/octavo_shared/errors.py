@@ -13,11 +13,13 @@ OctavoError
 ├── GateRefused               409  the gate does not let the revision be served
 ├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
+├── ParentMoved               409  a statement names a parent that is not served any more
 ├── RevisionRetired           410  the revision is there and will never be served again
 ├── AdapterErased             410  the adapter was erased while this was on its way
 ├── BodyTooLarge              413  a JSON body of more bytes than the limit
 ├── UploadTooLarge            413  a file of more bytes than the limit
 ├── AdapterRefused            422  the validator's answer, with its rule
+├── ProvenanceRefused         422  a statement says otherwise than what was made, with its field
 ├── Overloaded                429  too many requests, with a truthful Retry-After
 ├── NoWorker                  503  no worker that could serve the base is alive, or all are busy
 ├── AdapterUnavailable        503  the pack could not be read or did not match its digest
@@ -178,6 +180,18 @@ class BaseMismatch(OctavoError):
         )
 
 
+class ParentMoved(OctavoError):
+    """Retryable, but with another statement: ``parent`` is what it must name, empty for none."""
+
+    code, http_status = "parent_moved", 409
+
+    def __init__(self, *, stated: str, actual: str) -> None:
+        said, served = stated or "no revision", actual or "no revision"
+        super().__init__(
+            f"the statement names {said} as parent, and {served} is served; sign again", stated=stated, parent=actual
+        )
+
+
 class BodyTooLarge(OctavoError):
     code, http_status = "body_too_large", 413
 
@@ -197,6 +211,13 @@ class AdapterRefused(OctavoError):
 
     def __init__(self, rule: str, detail: str) -> None:
         super().__init__(f"{rule}: {detail}", rule=rule, detail=detail)
+
+
+class ProvenanceRefused(OctavoError):
+    code, http_status = "provenance_refused", 422
+
+    def __init__(self, field: str, stated: str, actual: str) -> None:
+        super().__init__(f"the statement's '{field}' is {stated!r}, and what was made has {actual!r}", field=field)
 
 
 class Overloaded(OctavoError):

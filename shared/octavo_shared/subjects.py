@@ -77,6 +77,11 @@ def adapter_head(shard: str, tenant_id: str, adapter_id: str) -> str:
     return f"{PREFIX}.registry.{shard}.{tenant_id}.{adapter_id}"
 
 
+def signers_head(principal_id: str) -> str:
+    """Registry subject whose last message holds a principal's signing keys."""
+    return f"{PREFIX}.keys.signers.{principal_id}"
+
+
 def data_key(adapter_id: str) -> str:
     """Subject in the stream of keys whose last message is an adapter's wrapped data key, or says that it is gone."""
     return f"{PREFIX}.datakeys.adapters.{adapter_id}"

@@ -38,7 +38,9 @@ async def pieces(num_bytes: int) -> AsyncIterator[bytes]:
 async def test_push_is_staged_whole_and_committed_for_the_served_base(world: World) -> None:
     await world.add_worker("w1", lambda exchange: exchange.busy())
     begun = await world.http.post("/v1/uploads", json={"adapter": "alice/diary"}, headers=world.key())
-    assert begun.json() == {"upload_id": "u" * 16, "size_bytes_max": UPLOAD_BYTES_MAX}
+    assert begun.json() == {
+        "upload_id": "u" * 16, "size_bytes_max": UPLOAD_BYTES_MAX, "pushed_by": "", "parent": None, "base": BASE,
+    }  # fmt: skip
     for name, size in (("adapter_config.json", 100), ("adapter_model.safetensors", UPLOAD_BYTES_MAX)):
         stored = await world.http.put(f"{FOLDER}/{name}", content=pieces(size), headers=world.key())
         assert stored.json() == {"size_bytes": size}
@@ -188,7 +190,8 @@ async def test_a_search_reaches_identity(world: World) -> None:
 async def test_the_schema_names_the_fields_of_the_new_routes(world: World) -> None:
     paths = (await world.http.get("/schema/openapi.json")).json()["paths"]
     for verb, fields in {
-        "promote": {"revision", "alias", "share", "expect"}, "retire": {"revision"}, "branch": {"source", "alias"},
+        "promote": {"revision", "alias", "share", "expect"}, "retire": {"revision"},
+        "branch": {"source", "alias", "statement"},
         "tags": {"add", "remove"},
     }.items():  # fmt: skip
         body = paths[f"/v1/adapters/{{tenant}}/{{name}}/{verb}"]["post"]["requestBody"]["content"]

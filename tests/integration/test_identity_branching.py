@@ -26,7 +26,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest
-from support.identity_rig import Client, data_keys, own_identity, parts
+from support.identity_rig import Client, data_keys, own_identity, parts, statements
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     staging.owner = alice
     order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
     with pytest.raises(AdapterNotFound):
-        await Branching(Desk(heads, ids, projection), staging).branch(order)
+        await Branching(Desk(heads, ids, projection), staging, statements(heads, ids)).branch(order)
     with pytest.raises(AdapterNotFound):
         await bob.resolve("away/poems")
     staging.close()

@@ -6,6 +6,7 @@ import itertools
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -177,7 +178,7 @@ async def test_checkpoints_follow_the_stream_and_each_other(one: Parts) -> None:
 
 async def test_two_that_sign_at_once_never_contradict_each_other_and_never_go_back(one: Parts, tmp_path: Path) -> None:
     behind = Projection(tmp_path / "behind.sqlite")
-    other = Parts(one.heads, one.ids, behind, one.desk, one.keys)
+    other = replace(one, projection=behind)
     ledgers = [await ledger_of(one), await ledger_of(one, behind)]
     size = 0
     for number in range(6):

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo_shared.clock import wall_ms
+from octavo_shared.dsse import Signer
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.importing import ImportItem
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
 from support.adapters import TINY_FINGERPRINT
-from support.identity_rig import data_keys
+from support.identity_rig import Client, data_keys
 
 TABLE = """
                         owner  editor user   audit. t-aud. admin  other | use    push   manage audit  elsewhere
@@ -56,6 +57,13 @@ revoke_key              yes    yes    yes    yes    yes    yes    yes     no    
 revoke_key of others    no     no     no     no     no     yes    no      no     no     no     no     no
 list_keys               yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     no
 list_keys of a tenant   no     no     no     no     yes    yes    no      no     no     no     no     no
+register_signer         yes    yes    yes    yes    no     yes    yes     no     yes    no     no     no
+revoke_signer           yes    yes    yes    yes    yes    yes    yes     no     no     yes    no     no
+revoke_signer of others no     no     no     no     no     yes    no      no     no     no     no     no
+list_signers            yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+list_signers of others  no     no     no     no     no     yes    no      no     no     no     no     no
+provenance              yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+lineage                 yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
 create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
 erase                   yes    no     no     no     no     yes    404     no     no     yes    no     404
 """
@@ -158,6 +166,31 @@ async def _revoke_key_of_others(cell: Cell) -> dict[str, Any]:
     return {"key_id": await _key_of_others(cell)}
 
 
+def _fresh_pem() -> str:
+    return Signer(secrets.token_bytes(32)).public_key.pem
+
+
+async def _register_signer(cell: Cell) -> dict[str, Any]:
+    return {"public_key": _fresh_pem()}
+
+
+async def _signer_of(cell: Cell, principal: str) -> dict[str, Any]:
+    """Return a signing key to revoke; only where that succeeds there is one."""
+    if cell.expected != "yes":
+        return {"key_id": "0" * 64}
+    key = await cell.world.issue(principal, m.Role.OWNER)
+    client = Client(cell.world.admin.bus, cell.world.admin.store, key.credential)
+    return {"key_id": (await client.ask("register_signer", public_key=_fresh_pem())).key_id}
+
+
+async def _revoke_signer(cell: Cell) -> dict[str, Any]:
+    return await _signer_of(cell, cell.person.principal)
+
+
+async def _revoke_signer_of_others(cell: Cell) -> dict[str, Any]:
+    return await _signer_of(cell, "carol@home") | {"principal": "carol@home"}
+
+
 async def _create_tenant(cell: Cell) -> dict[str, Any]:
     return {"tenant": f"new-{secrets.token_hex(4)}"}
 
@@ -203,6 +236,13 @@ REQUESTS: dict[str, Ask] = {
     "revoke_key of others": _revoke_key_of_others,
     "list_keys": _asking(),
     "list_keys of a tenant": _asking(principal="*@home"),
+    "register_signer": _register_signer,
+    "revoke_signer": _revoke_signer,
+    "revoke_signer of others": _revoke_signer_of_others,
+    "list_signers": _asking(),
+    "list_signers of others": _asking(principal="carol@home"),
+    "provenance": _asking(reference="{}@1"),
+    "lineage": _asking(adapter="{}"),
     "create_tenant": _create_tenant,
     "erase": _asking(adapter="{}"),
 }

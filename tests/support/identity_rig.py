@@ -23,7 +23,9 @@ from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, 
 from octavo_identity.registry import Change
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
-from octavo_shared import subjects
+from octavo_identity.signers import Signers
+from octavo_identity.statements import Statements
+from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
@@ -70,10 +72,11 @@ class Client:
         request = kind(credential=self.credential, **fields)
         return await self.bus.request(subjects.identity(verb), request, reply, timeout_s=15, who="identity")
 
-    async def new_key(self, tenant: str, user: str, role: m.Role = m.Role.OWNER) -> "Client":
+    async def new_key(self, tenant: str, user: str, role: m.Role = m.Role.OWNER, **narrowing: Any) -> "Client":
         secret, key_id = secrets.token_bytes(32), secrets.token_hex(8)
         digest = hashlib.sha256(secret).digest()
-        await self.ask("issue_key", tenant=tenant, user=user, role=role, key_id=key_id, secret_sha256=digest)
+        who = {"tenant": tenant, "user": user, "role": role, "key_id": key_id, "secret_sha256": digest}
+        await self.ask("issue_key", **who, **narrowing)
         return Client(self.bus, self.store, m.Credential(key_id, digest))
 
     async def stage(self, adapter: str, seed: int = 0, config: bytes | None = None) -> str:
@@ -201,6 +204,11 @@ class Parts:
         for _ in range(num_revisions):
             head, _ = await self.desk.registry.change(reference, "alice@home", secrets.token_hex(8), add)
         return head
+
+
+def statements(heads: HeadStore, ids: Ids) -> Statements:
+    """Return what makes statements, with the registry's own key."""
+    return Statements(Signers(heads, ids, dsse.Signer(ids.provenance_seed())))
 
 
 def digest_of_number(number: int) -> Digest:

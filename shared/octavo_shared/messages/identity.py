@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.evaluation import (
     Evaluate,
     Evaluation,
@@ -29,8 +30,10 @@ from octavo_shared.messages.keys import RevokeKey as RevokeKey
 from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 from octavo_shared.messages.privacy import DataKey, Erase, Erased, Erasures, ErasuresSince, Unwrap
+from octavo_shared.messages.provenance import GetLineage, GetProvenance, Lineage, Provenance
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
+from octavo_shared.messages.signers import ListSigners, RegisterSigner, RevokeSigner, SignerInfo, SignerList
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
@@ -71,10 +74,17 @@ class BeginUpload(Request, frozen=True, kw_only=True):
 
 
 class UploadBegun(msgspec.Struct, frozen=True):
-    """Files go to ``staging/<upload_id>/<file name>``; unused uploads are swept."""
+    """Files go to ``staging/<upload_id>/<file name>``; unused uploads are swept.
+
+    ``pushed_by``, ``parent`` and ``base`` are what a statement about this push has to say as things are now; the base
+    is the gateway's to tell, None where it is not clear.
+    """
 
     upload_id: str
     size_bytes_max: int
+    pushed_by: str = ""
+    parent: Digest | None = None
+    base: Fingerprint | None = None
 
 
 class CheckUpload(Request, frozen=True, kw_only=True):
@@ -96,7 +106,8 @@ class Commit(Write, frozen=True, kw_only=True):
     With ``alias`` None no alias moves: the revision is a draft.
 
     ``declared_base`` is what the pusher says that the adapter was trained on (None: not said);
-    ``served_base`` is the base of this deployment. ``dtype`` ``bf16`` stores the small form.
+    ``served_base`` is the base of this deployment. ``dtype`` ``bf16`` stores the small form. ``statement`` is the
+    provenance as the pusher signed it; without one the registry makes one and signs alone.
     """
 
     adapter: str
@@ -110,6 +121,7 @@ class Commit(Write, frozen=True, kw_only=True):
     """Added to those that the adapter has."""
     is_import: bool = False
     """Then what the adapter has with the same digest already is no new revision."""
+    statement: Envelope | None = None
 
 
 class RevisionState(StrEnum):
@@ -205,6 +217,8 @@ class Branch(Write, frozen=True, kw_only=True):
     source: str
     adapter: str
     alias: str | None = "serving"
+    statement: Envelope | None = None
+    """As in ``Commit``."""
 
 
 class Tag(Write, frozen=True, kw_only=True):
@@ -321,6 +335,11 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "revoke": (Revoke, AdapterInfo),
     "list": (ListAdapters, AdapterList),
     "history": (History, HistoryList),
+    "register_signer": (RegisterSigner, SignerInfo),
+    "revoke_signer": (RevokeSigner, SignerInfo),
+    "list_signers": (ListSigners, SignerList),
+    "provenance": (GetProvenance, Provenance),
+    "lineage": (GetLineage, Lineage),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
     "evaluate": (Evaluate, Evaluation),

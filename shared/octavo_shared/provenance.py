@@ -1,0 +1,250 @@
+"""What is said of a revision's making: an in-toto Statement (v1) with a predicate of our own. Pure.
+
+Its one subject is the pack: ``tenant/adapter`` and the digest of the bytes that are served. All its parts are bounded,
+and whatever is wrong in one is refused by the name of its field.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+
+from octavo_shared import dsse
+from octavo_shared.errors import InvalidRequest, ParentMoved, ProvenanceRefused
+from octavo_shared.lora_config import LoraConfig
+from octavo_shared.references import Digest, Fingerprint
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:octavo:adapter-provenance:1"
+FACTS_BYTES_MAX = 16 * 1024
+_PARAMETERS_MAX = 48
+_FIELD = "statement"
+_FIELD_CHARS_MAX = 80
+_RATE_MAX = 1e6
+LORA_RULE = "alpha / rank"
+RSLORA_RULE = "alpha / sqrt(rank)"
+
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Sha256Text = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
+_Value = (
+    Annotated[str, msgspec.Meta(max_length=256)] | bool | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
+)
+Parameters = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=_PARAMETERS_MAX)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something unknown in a statement is something that nobody here has checked."""
+
+
+class Trainer(_Strict, frozen=True):
+    """The program that trained it."""
+
+    name: _Text
+    version: _Text
+
+
+class Code(_Strict, frozen=True):
+    """Which code ran, as ``revision`` (a commit) of what lies at ``uri``."""
+
+    uri: _Text
+    revision: _Text
+
+
+class GivenData(_Strict, frozen=True):
+    digest: _Sha256Text
+    rows: _Count
+
+
+class Facts(_Strict, frozen=True):
+    """What only the pusher knows, as it stands in the file of ``octavo push --provenance``."""
+
+    data: GivenData | None = None
+    trainer: Trainer | None = None
+    hyperparameters: Parameters = {}
+    code: Code | None = None
+
+
+_NOTHING = Facts()
+
+
+class DigestSet(_Strict, frozen=True):
+    """In-toto's form of a digest."""
+
+    sha256: _Sha256
+
+    @classmethod
+    def of(cls, digest: str) -> "DigestSet":
+        return cls(digest.removeprefix("sha256:"))
+
+    def __str__(self) -> str:
+        return f"sha256:{self.sha256}"
+
+
+class Resource(_Strict, frozen=True):
+    digest: DigestSet
+
+
+class Data(_Strict, frozen=True):
+    digest: DigestSet
+    rows: _Count
+
+
+class Subject(_Strict, frozen=True):
+    name: _Text
+    digest: DigestSet
+
+
+class Making(StrEnum):
+    PUSH = "push"
+    BRANCH = "branch"
+    """Nothing was trained: it is its parent, under another name."""
+
+
+class Predicate(_Strict, frozen=True, rename="camel"):
+    """``parent`` is what was served when it was pushed, or what it was branched from.
+
+    ``hyperparameters`` always hold ``rank``, ``alpha`` and ``alpha_rule`` of a push: those of the pack itself.
+    """
+
+    making: Making
+    pushed_by: _Text
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    base: Resource
+    parent: Resource | None = None
+    data: Data | None = None
+    trainer: Trainer | None = None
+    hyperparameters: Parameters = {}
+    code: Code | None = None
+
+
+class Statement(_Strict, frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
+    type: str
+    subject: tuple[Subject, ...]
+    predicate_type: str
+    predicate: Predicate
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made, as somebody knows it for certain: what a statement must agree with. ``config`` None: a branch."""
+
+    adapter: str
+    digest: Digest
+    base: Fingerprint
+    parent: Digest | None
+    pushed_by: str
+    config: LoraConfig | None
+
+
+def build(made: Made, at_ms: int, facts: Facts = _NOTHING) -> bytes:
+    """Return the payload that says how ``made`` came to be; raises ``ProvenanceRefused`` where ``facts`` deny it."""
+    data = facts.data
+    predicate = Predicate(
+        making=Making.PUSH if made.config is not None else Making.BRANCH,
+        pushed_by=made.pushed_by,
+        at=datetime.fromtimestamp(at_ms // 1000, UTC),
+        base=Resource(DigestSet.of(made.base)),
+        parent=_resource(made.parent),
+        data=Data(DigestSet.of(data.digest), data.rows) if data else None,
+        trainer=facts.trainer,
+        hyperparameters=_parameters_of(made.config) | facts.hyperparameters,
+        code=facts.code,
+    )
+    subject = Subject(made.adapter, DigestSet.of(made.digest))
+    statement = Statement(STATEMENT_TYPE, (subject,), PREDICATE_TYPE, predicate)
+    check_made(statement, made)
+    return dsse.encode_json(statement)
+
+
+def parse(payload: bytes) -> Statement:
+    """Return the statement that ``payload`` is; raises ``InvalidRequest`` that names what is wrong with it."""
+    statement = dsse.parse_json(payload, Statement, _FIELD)
+    for field, said, wanted in (
+        ("_type", statement.type, STATEMENT_TYPE),
+        ("predicateType", statement.predicate_type, PREDICATE_TYPE),
+    ):
+        if said != wanted:
+            raise InvalidRequest(f"{_FIELD}.{field}", f"must be {wanted!r}")
+    if len(statement.subject) != 1:
+        raise InvalidRequest(f"{_FIELD}.subject", "must be one: the pack")
+    _check_hyperparameters(statement.predicate.hyperparameters)
+    try:
+        # Readers differ in which of two members of one name they take.
+        json.loads(payload, object_pairs_hook=_unique)
+    except _Repeated as repeated:
+        raise InvalidRequest(f"{_FIELD}.{repeated}"[:_FIELD_CHARS_MAX], "is there more than once") from None
+    return statement
+
+
+def parse_facts(data: bytes) -> Facts:
+    """Return what a file of ``--provenance`` says; raises ``InvalidRequest`` that names what is wrong with it."""
+    if len(data) > FACTS_BYTES_MAX:
+        raise InvalidRequest("provenance", f"exceeds the limit of {FACTS_BYTES_MAX} bytes")
+    facts = dsse.parse_json(data, Facts, "provenance")
+    _check_hyperparameters(facts.hyperparameters, "provenance")
+    return facts
+
+
+def check_made(statement: Statement, made: Made) -> None:
+    """Hold a statement to what was really made.
+
+    Raises ``ProvenanceRefused`` with the field that says otherwise, and ``ParentMoved`` when that is the parent alone:
+    then another revision came between, and the pusher may sign again.
+    """
+    (subject,) = statement.subject
+    predicate = statement.predicate
+    for field, said, true in (
+        ("subject.name", subject.name, made.adapter),
+        ("subject.digest", str(subject.digest), made.digest),
+        ("predicate.base", str(predicate.base.digest), made.base),
+        ("predicate.pushedBy", predicate.pushed_by, made.pushed_by),
+        ("predicate.making", predicate.making, Making.PUSH if made.config is not None else Making.BRANCH),
+    ):
+        if said != true:
+            raise ProvenanceRefused(field, said, true)
+    given = predicate.hyperparameters
+    for name, value in _parameters_of(made.config).items():
+        if name not in given or isinstance(given[name], bool) or given[name] != value:
+            raise ProvenanceRefused(f"predicate.hyperparameters.{name}", str(given.get(name)), str(value))
+    said_parent = str(predicate.parent.digest) if predicate.parent else ""
+    if said_parent != (made.parent or ""):
+        raise ParentMoved(stated=said_parent, actual=made.parent or "")
+
+
+def _parameters_of(config: LoraConfig | None) -> dict[str, _Value]:
+    if config is None:
+        return {}
+    rule = RSLORA_RULE if config.use_rslora else LORA_RULE
+    return {"rank": config.r, "alpha": config.lora_alpha, "alpha_rule": rule}
+
+
+def _resource(digest: Digest | None) -> Resource | None:
+    return Resource(DigestSet.of(digest)) if digest else None
+
+
+def _check_hyperparameters(given: Mapping[str, _Value], where: str = f"{_FIELD}.predicate") -> None:
+    rate, steps = given.get("learning_rate"), given.get("steps")
+    if rate is not None and (isinstance(rate, bool | str) or not 0 <= rate < _RATE_MAX):
+        raise InvalidRequest(f"{where}.hyperparameters.learning_rate", f"must be a number from 0 to {_RATE_MAX:.0f}")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
+        raise InvalidRequest(f"{where}.hyperparameters.steps", "must be a whole number from 0 on")
+
+
+class _Repeated(Exception):
+    """Its text is the name of a member that an object has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _Repeated(name)
+        found[name] = value
+    return found
