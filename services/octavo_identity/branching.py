@@ -42,8 +42,8 @@ class Branching:
         mark = write_mark(key.principal, request.idempotency_key)
         head = await self._desk.head_to_push(key, reference)
         if head is not None:
-            if made := await self._desk.registry.repeated(reference, mark):
-                return info(made, key)
+            if repeated := await self._desk.registry.repeated(reference, mark):
+                return info(repeated, key)
             raise NameTaken(reference.name)
         offered = await self._statements.open(request.statement, key.principal)
         origin_head, origin = await self._selected(key, source)

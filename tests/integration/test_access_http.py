@@ -40,6 +40,8 @@ BODIES: dict[str, Any] = {
     f"GET {ADAPTER}/pack": None,
     f"GET {ADAPTER}/history": None,
     f"GET {ADAPTER}/proof": None,
+    f"GET {ADAPTER}/provenance": None,
+    f"GET {ADAPTER}/lineage": None,
     f"POST {ADAPTER}/promote": {"revision": 1},
     f"POST {ADAPTER}/rollback": {"revision": 1},
     f"DELETE {ADAPTER}/aliases/{{alias}}": None,
@@ -71,6 +73,9 @@ BODIES: dict[str, Any] = {
     "POST /v1/keys/{key_id}/rotate": {},
     "DELETE /v1/keys/{key_id}": None,
     "GET /v1/key": None,
+    "GET /v1/signers": None,
+    "POST /v1/signers": {"public_key": "-----BEGIN PUBLIC KEY-----"},
+    "DELETE /v1/signers/{key_id}": None,
     "GET /v1/fleet": None,
 }  # fmt: skip
 """A well-formed body for each route. A new route needs a line here, or else the first test fails."""
