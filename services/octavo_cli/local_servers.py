@@ -11,6 +11,9 @@ _NATS_READY_S = 15.0
 _S3_READY_S = 60.0
 _S3_GRACE_S = 2.0
 """SeaweedFS drains for 15 s on SIGTERM; what it acknowledged is in the kernel's hands before that."""
+_S3_VOLUMES_MAX = 16_384
+"""Files of 64 MiB at most, which take no room before they are written to. A bucket has its own, one after the other and
+not seven at once; left alone, the server allows only as many as the disk has room for when all are full."""
 _NATS_PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 
 
@@ -130,12 +133,13 @@ class S3Server:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-s3.iam=false",
-            "-volume.max=0",
+            f"-volume.max={_S3_VOLUMES_MAX}",
             "-master.volumeSizeLimitMB=64",
             "-master.electionTimeout=1s",
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]
-        self.process = Process("s3", command, self._folder / "s3.log", os.environ)
+        environment = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        self.process = Process("s3", command, self._folder / "s3.log", environment)
         await self.process.start()
         await self.process.wait_ready(self.is_healthy, _S3_READY_S)
 
