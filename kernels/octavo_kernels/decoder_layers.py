@@ -194,7 +194,6 @@ class DecoderLayers:
 
     def run(
         self,
-        first: int,
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
@@ -202,14 +201,14 @@ class DecoderLayers:
         groups: RowGroups,
         inputs: Sequence[LayerInputs],
     ) -> Tensor:
-        """Return what the layers from ``first`` on make of N rows; writes their keys and values into the arena.
+        """Return what the layers make of N rows; writes their keys and values into the arena.
 
         Shapes: x [N, hidden], cos and sin [N, D], contiguous, the base's dtype; ``inputs`` one per layer.
 
         Raises: LayoutError, and nothing is known then of the arena's rows for these tokens.
         """
-        num_rows, weights = x.shape[0], self._weights[first:]
-        if not weights or len(inputs) != len(weights):
+        num_rows, weights = x.shape[0], self._weights
+        if len(inputs) != len(weights):
             raise LayoutError(f"layers: inputs for {len(weights)} layers wanted, got {len(inputs)}")
         dims = {one.head_dim for one in weights}
         if x.shape != (num_rows, self._hidden) or {(num_rows, dim) for dim in dims} != {tuple(cos.shape)}:
@@ -240,7 +239,7 @@ class DecoderLayers:
         self._native.decoder_layers(
             TYPES[self._dtype],
             self._functions,
-            ctypes.addressof(self._layers[first]),
+            ctypes.addressof(self._layers),
             len(weights),
             step,
             (ctypes.c_void_p * len(places))(*places),

@@ -9,6 +9,7 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     MistralConfig,
     MistralForCausalLM,
     PretrainedConfig,
@@ -153,18 +154,37 @@ def test_what_does_not_fit_a_layer_is_refused(tmp_path: Path, monkeypatch: pytes
     groups = RowGroups(starts, torch.tensor([-1], dtype=torch.int32))
     arena = torch.zeros(base.kv_shape.page_elements)
     none = [None] * 7
-    last = [LayerInputs(kv, offsets, none)]
-    assert layers.run(1, x, angles, angles, arena, groups, last).shape == x.shape
+    both = [LayerInputs(kv, offsets, none)] * 2
+    assert layers.run(x, angles, angles, arena, groups, both).shape == x.shape
     for arguments in (
-        (1, x[:, :575], angles, angles, arena, groups, last),
-        (1, x.bfloat16(), angles, angles, arena, groups, last),
-        (1, x, angles[:2], angles, arena, groups, last),
-        (1, x, angles, angles[:2], arena, groups, last),
-        (1, x, angles, angles, arena, groups, [LayerInputs(kv, offsets[:2], none)]),
-        (1, x, angles, angles, arena, groups, [LayerInputs(kv, offsets, none[:6])]),
-        (1, x, angles, angles, arena[:100], groups, last),
-        (0, x, angles, angles, arena, groups, last),
-        (2, x, angles, angles, arena, groups, []),
+        (x[:, :575], angles, angles, arena, groups, both),
+        (x.bfloat16(), angles, angles, arena, groups, both),
+        (x, angles[:2], angles, arena, groups, both),
+        (x, angles, angles[:2], arena, groups, both),
+        (x, angles, angles, arena, groups, [LayerInputs(kv, offsets[:2], none)] * 2),
+        (x, angles, angles, arena, groups, [LayerInputs(kv, offsets, none[:6])] * 2),
+        (x, angles, angles, arena[:100], groups, both),
+        (x, angles, angles, arena, groups, both[:1]),
+        (x, angles, angles, arena, groups, []),
     ):
         with pytest.raises(LayoutError):
             layers.run(*arguments)
+
+
+def test_a_model_that_does_something_between_its_layers_keeps_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_base(_model(*FUSED["llama"]), tmp_path / "base")
+    own = LlamaModel.forward
+
+    def forward(self: LlamaModel, *arguments: object, **named: object) -> object:
+        # As if the model scaled what its first layer returns, whatever computes that layer.
+        with monkeypatch.context() as patched:
+            first = self.layers[0].forward
+            patched.setattr(self.layers[0], "forward", lambda *a, **k: first(*a, **k) * 0.5)
+            return own(self, *arguments, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    base, counts = _load(folder, torch.float32, monkeypatch)
+    assert counts == [0]
+    assert _logits(base, monkeypatch)

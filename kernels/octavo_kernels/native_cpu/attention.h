@@ -15,6 +15,7 @@ struct Kv {
   int64_t sequences, pages_max, page_tokens, heads, dim;
 };
 
+constexpr int64_t FEW_ROWS = 2;
 constexpr int64_t SPAN = 64;  // keys per block, aligned to absolute positions so that chunking cannot move them
 
 struct Query { int64_t sequence, row, rows, head; };  // rows of one sequence that share one pass over a key head
@@ -44,16 +45,18 @@ template <int STRIDE, class F> inline v16 over_keys(v16 a, F combine) {
 }
 
 // Weighs keys [begin, end) of a block for HEADS heads: p [SPAN][STRIDE] gets weights, `state` is brought up to date.
-// Returns by how much what was summed before must shrink, per lane.
+// Returns by how much what was summed before must shrink, per lane. What `ahead` holds, if there is any, is asked for at
+// the pace at which keys and values are read.
 template <class K, int HEADS>
 inline v16 weigh(const float* q, int64_t pitch, const K* const* keys, int64_t begin, int64_t end, const Attend& at,
-                 Softmax& state, float* p, Ahead& ahead) {
+                 Softmax& state, float* p, Ahead* ahead) {
   constexpr int STRIDE = stride_of(HEADS), KEYS = 16 / STRIDE;
   v16 largest = state.largest;
   int64_t first = begin / KEYS * KEYS;
-  int lines = (int)(2 * KEYS * pitch * sizeof(K) / 64);
   for (int64_t t = first; t < end; t += KEYS) {
-    ahead.lines(lines);
+    if constexpr (sizeof(K) < sizeof(float)) {  // widened ones are near already
+      if (ahead) ahead->lines((int)(2 * KEYS * pitch * sizeof(K) / 64));
+    }
     v16 acc[16] = {};
     for (int64_t d = 0; d < pitch; d += 16)
       for (int i = 0; i < KEYS; i++) {
@@ -106,7 +109,7 @@ inline void add_columns(float* acc, int64_t pitch, const float* p, const K* cons
 // Goes over keys and values [begin, end) of a block for HEADS heads of one row, whose accumulators are `acc`.
 template <class K, int HEADS>
 void see(const float* q, float* acc, int64_t pitch, const K* const* keys, const K* const* values, int64_t begin,
-         int64_t end, const Attend& at, Softmax& state, Ahead& ahead) {
+         int64_t end, const Attend& at, Softmax& state, Ahead* ahead) {
   float p[SPAN * stride_of(HEADS)], decay[16];
   store(decay, weigh<K, HEADS>(q, pitch, keys, begin, end, at, state, p, ahead));
   int64_t d = 0;
@@ -116,8 +119,8 @@ void see(const float* q, float* acc, int64_t pitch, const K* const* keys, const 
 
 template <class K>
 void see_heads(int64_t heads, const float* q, float* acc, int64_t pitch, const K* const* keys, const K* const* values,
-               int64_t begin, int64_t end, const Attend& at, Softmax* states, Ahead& ahead) {
-  for (int64_t h = 0; h < heads; h += 4, states++) {
+               int64_t begin, int64_t end, const Attend& at, Softmax* states, Ahead* ahead) {
+  for (int64_t h = 0; h < heads; h += 4, states++, ahead = nullptr) {
     const float* own = q + h * pitch;
     float* to = acc + h * pitch;
     switch (std::min<int64_t>(4, heads - h)) {
@@ -141,6 +144,13 @@ inline void finish_heads(int64_t heads, Softmax* states, float* totals) {
   }
 }
 
+// The tokens that the rows of a query see between them.
+struct Seen { int64_t first, end; };
+inline Seen seen_by(const Query& query, const Kv& kv, const Attend& at) {
+  int64_t b = query.sequence, position = kv.contexts[b] - kv.starts[b + 1] + query.row;
+  return {at.window ? std::max<int64_t>(0, position - at.window + 1) : 0, position + query.rows};
+}
+
 template <class T> void widen(const T* from, float* to, int64_t dim) {
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) store(to + d, load(from + d));
@@ -149,12 +159,12 @@ template <class T> void widen(const T* from, float* to, int64_t dim) {
 
 template <class T>
 void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv& kv, const Attend& at, T* out,
-            int64_t out_row, int64_t out_head, const Query& query, Ahead& ahead) {
+            int64_t out_row, int64_t out_head, const Query& query, Ahead* ahead) {
   int64_t repeat = at.heads / kv.heads, quads = (repeat + 3) / 4, lanes = query.rows * repeat;
   int64_t pitch = (kv.dim + 15) / 16 * 16;
   int64_t b = query.sequence, position = kv.contexts[b] - kv.starts[b + 1] + query.row;
   // Few rows read keys where they lie; for many it pays to widen them once. The sums are the same either way.
-  bool is_widened = pitch != kv.dim || (sizeof(T) < sizeof(float) && query.rows > 2);
+  bool is_widened = pitch != kv.dim || (sizeof(T) < sizeof(float) && query.rows > FEW_ROWS);
   float* state = scratch(0, 2 * lanes * pitch + lanes);
   float* queries = state;
   float* acc = state + lanes * pitch;
@@ -172,7 +182,7 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
     quad.total[own % 4] = 1.0f;
     for (int64_t i = own % 4; i < 16; i += stride) quad.largest[i] = at.sinks[head];
   }
-  int64_t seen_first = at.window ? std::max<int64_t>(0, position - at.window + 1) : 0, seen_end = position + query.rows;
+  auto [seen_first, seen_end] = seen_by(query, kv, at);
   int64_t plane = kv.page_tokens * kv.dim;
   const T* keys[SPAN];
   const T* values[SPAN];
@@ -187,6 +197,11 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
       for (; t < until; t++, key += kv.dim) {
         keys[t] = key;
         values[t] = key + kv.heads * plane;
+        if (ahead) continue;
+        for (int64_t byte = 0; byte < (int64_t)(kv.dim * sizeof(T)); byte += 64) {
+          __builtin_prefetch((const char*)keys[t] + byte);
+          __builtin_prefetch((const char*)values[t] + byte);
+        }
       }
     }
     // Keys are taken several at a time; those that nobody sees must be readable, and are masked.
@@ -197,6 +212,7 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
         wide_keys[t] = wide + (t < from || t >= to ? from : t) * pitch;
         wide_values[t] = wide_keys[t] + SPAN * pitch;
         if (t < from || t >= to) continue;
+        if (ahead) ahead->lines((int)(2 * kv.dim * sizeof(T) / 64));
         widen(keys[t], wide + t * pitch, kv.dim);
         widen(values[t], wide + (SPAN + t) * pitch, kv.dim);
       }
@@ -207,9 +223,9 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
       const float* own = queries + r * repeat * pitch;
       float* sums = acc + r * repeat * pitch;
       if (is_widened)
-        see_heads(repeat, own, sums, pitch, wide_keys, wide_values, begin, end, at, softmax + r * quads, ahead);
+        see_heads(repeat, own, sums, pitch, wide_keys, wide_values, begin, end, at, softmax + r * quads, nullptr);
       else
-        see_heads(repeat, own, sums, pitch, keys, values, begin, end, at, softmax + r * quads, ahead);
+        see_heads(repeat, own, sums, pitch, keys, values, begin, end, at, softmax + r * quads, r ? nullptr : ahead);
     }
   }
   for (int64_t r = 0; r < query.rows; r++) finish_heads(repeat, softmax + r * quads, totals + r * repeat);
@@ -223,11 +239,11 @@ void attend(const T* q, int64_t q_row, int64_t q_head, const T* arena, const Kv&
 
 // Adds the keys and values that a query sees, page by page, to what is asked for ahead.
 template <class T> void add_seen(const T* arena, const Kv& kv, const Attend& at, const Query& query, Ahead& ahead) {
-  int64_t b = query.sequence, position = kv.contexts[b] - kv.starts[b + 1] + query.row, end = position + query.rows;
+  auto [t, end] = seen_by(query, kv, at);
   int64_t plane = kv.page_tokens * kv.dim;
-  for (int64_t t = at.window ? std::max<int64_t>(0, position - at.window + 1) : 0; t < end;) {
+  while (t < end) {
     int64_t page = t / kv.page_tokens, slot = t % kv.page_tokens, some = std::min(end - t, kv.page_tokens - slot);
-    const T* key = arena + kv.pages[b * kv.pages_max + page] + at.layer_offset + query.head * plane + slot * kv.dim;
+    const T* key = arena + kv.pages[query.sequence * kv.pages_max + page] + at.layer_offset + query.head * plane + slot * kv.dim;
     ahead.add(key, some * kv.dim * sizeof(T));
     ahead.add(key + kv.heads * plane, some * kv.dim * sizeof(T));
     t += some;
@@ -257,12 +273,25 @@ int paged_attention(const T* q, int64_t q_row, int64_t q_head, const T* arena, i
     work += (end - begin) * (context - first) * at.heads * kv.dim;
   }
   const std::vector<Query>& todo = plan;
-  auto cost = [&](int64_t i) { return todo[i].rows * kv.contexts[todo[i].sequence]; };
+  bool is_decode = sizeof(T) < sizeof(float) && std::all_of(todo.begin(), todo.end(), [](const Query& query) { return query.rows <= FEW_ROWS; });
+  auto attend_one = [&](int64_t i, Ahead* ahead) {
+    attend(q, q_row, q_head, arena, kv, at, out, out_row, out_head, todo[i], ahead);
+  };
+  // Prompts are bound by multiplying, and their rows cost very unlike: whichever thread is free takes the next.
+  if (!is_decode) {
+    parallel(todo.size(), work, [&](int64_t i) { attend_one(i, nullptr); });
+    return OK;
+  }
+  auto cost = [&](int64_t i) {
+    auto [first, seen_end] = seen_by(todo[i], kv, at);
+    return todo[i].rows * (seen_end - first);
+  };
+  // Decodes are bound by reading: each thread knows what it reads next.
   parallel_stretches(todo.size(), work, cost, [&](int64_t i) {
     Ahead& ahead = look_ahead();
     for (int64_t u = i; u < std::min<int64_t>(i + 2, todo.size()); u++) add_seen(arena, kv, at, todo[u], ahead);
     ahead.start();
-    attend(q, q_row, q_head, arena, kv, at, out, out_row, out_head, todo[i], ahead);
+    attend_one(i, &ahead);
   });
   return OK;
 }

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from octavo_kernels import decoder_layers
 from octavo_kernels.decoder_layers import DecoderLayers, LayerInputs, LayerWeights
+from octavo_kernels.layout import LayoutError
 from octavo_shared.telemetry import log
 from octavo_worker.model.context import StepContext, StepInputs
 from octavo_worker.model.fused import Fused
@@ -101,11 +102,9 @@ def _candidate(module: nn.Module, context: StepContext, fused: Fused) -> _Candid
 
 
 class FusedLayers:
-    """Layers that follow each other: the first to be called computes all that come after it, too, which then pass on
-    what they are given.
+    """Layers that follow each other: the first computes them all, and the others pass on what it returned.
 
-    They do so only when they are given that very tensor; another one is computed from anew, so a model that does
-    something between its layers is computed wrongly by nobody.
+    A layer that is given anything else says so: a model that does something between its layers is not one for this.
     """
 
     def __init__(self, candidates: Sequence[_Candidate], context: StepContext) -> None:
@@ -138,19 +137,20 @@ class FusedLayers:
                     **named,
                 )
                 return result
-            if hidden_states is not self._result:
-                hidden_states = self._run(index, hidden_states, position_embeddings, inputs)
-            self._result = hidden_states if index + 1 < len(self._layers) else None
+            if index == 0:
+                hidden_states = self._result = self._run(hidden_states, position_embeddings, inputs)
+            elif hidden_states is not self._result:
+                raise LayoutError("a layer was given another tensor than the one before it returned")
             return hidden_states
 
         return forward
 
-    def _run(self, first: int, hidden_states: Tensor, angles: tuple[Tensor, Tensor], inputs: StepInputs) -> Tensor:
-        """Return what the layers from ``first`` on make of ``hidden_states`` [1, N, hidden]."""
+    def _run(self, hidden_states: Tensor, angles: tuple[Tensor, Tensor], inputs: StepInputs) -> Tensor:
+        """Return what the layers make of ``hidden_states`` [1, N, hidden]."""
         cos, sin = angles
         tables = inputs.tables
         own = []
-        for names, group in zip(self._names[first:], self._groups[first:], strict=True):
+        for names, group in zip(self._names, self._groups, strict=True):
             kv = inputs.kv[group]
             own.append(LayerInputs(kv.table, kv.token_offsets, [tables.get(name) for name in names]))
-        return self._layers.run(first, hidden_states[0], cos[0], sin[0], inputs.arena, inputs.groups, own)[None]
+        return self._layers.run(hidden_states[0], cos[0], sin[0], inputs.arena, inputs.groups, own)[None]
