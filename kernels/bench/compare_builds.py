@@ -98,7 +98,7 @@ class Batch:
 
 @dataclass
 class Attention:
-    """``num_rows`` queries of each of ``num_sequences``, the last of their ``num_tokens``; caches are emptied before."""
+    """``num_rows`` queries of each sequence, for the last of its ``num_tokens``; caches are emptied before each run."""
 
     num_sequences: int
     num_rows: int

@@ -28,6 +28,7 @@ from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
 from octavo_worker.model import base as base_module
 from octavo_worker.model import fused_layers
 from octavo_worker.model.base import BaseModel, load_base
+from octavo_worker.model.context import StepInputs
 from support.engines import ask, install, run, save_base, tiny_pack
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs a C++ compiler")
@@ -169,6 +170,9 @@ def test_what_does_not_fit_a_layer_is_refused(tmp_path: Path, monkeypatch: pytes
     ):
         with pytest.raises(LayoutError):
             layers.run(*arguments)
+    inputs = StepInputs(arena, (), groups, {})
+    with fused._context.step(inputs), pytest.raises(LayoutError, match="another tensor"):
+        base.model.model.layers[1].forward(x[None], position_embeddings=(angles[None], angles[None]))
 
 
 def test_a_model_that_does_something_between_its_layers_keeps_its_own_code(

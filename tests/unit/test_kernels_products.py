@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     _native is None or not _native.can_multiply(), reason="needs a C++ compiler and a CPU with AVX512-BF16"
 )
 
-SHAPES = [(2, 1), (64, 15), (100, 16), (576, 33), (576, 48), (1536, 64), (62, 97), (576, 960)]
+SHAPES = [(2, 1), (64, 15), (100, 16), (576, 32), (576, 33), (576, 48), (1536, 64), (62, 97), (576, 76), (576, 960)]
 """Features and outputs; the last group has one panel, two, or three, whole or in part."""
 
 
