@@ -24,6 +24,7 @@ from octavo_cli.answers import (
     read_head,
 )
 from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.auditing import AuditReport
 from octavo_shared.messages.fleet import EvictReport, View
 from octavo_shared.messages.grants import GrantRole
 from octavo_shared.messages.identity import (
@@ -138,6 +139,10 @@ class Client:
     def audit(self, first: int, old_size: int = 0) -> AuditPage:
         """Return a page of all events, from sequence ``first`` on (admin)."""
         return self._call("GET", f"/v1/ledger/events?first={first}&old_size={old_size}", AuditPage)
+
+    def audit_state(self) -> AuditReport:
+        """Return what the background audits of the ledger have found (admin, auditor)."""
+        return self._call("GET", "/v1/ledger/audit", AuditReport)
 
     def rollback(self, adapter: str, revision: int | None = None, alias: str = "serving") -> AdapterInfo:
         body: dict[str, object] = {"alias": alias} | ({} if revision is None else {"revision": revision})

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from octavo_cli import (
+    audit_command,
     erasure_commands,
     evaluation_commands,
     import_commands,
@@ -158,6 +159,7 @@ def rollback(
     typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
 
 
+app.command()(audit_command.audit)
 app.command("import")(import_commands.import_adapters)
 app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)

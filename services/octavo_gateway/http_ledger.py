@@ -1,4 +1,4 @@
-"""The ledger over HTTP: what proves a revision, and all events for an audit. Bytes are in base64."""
+"""The ledger over HTTP: what proves a revision, all events for an audit, and what audits found. Bytes are in base64."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from litestar.params import FromPath, FromQuery
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_registry import caller_of, revision_reference
 from octavo_gateway.identity_client import IdentityClient
+from octavo_shared.messages.auditing import AuditReport, GetAuditState
 from octavo_shared.messages.identity import Audit, Prove
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 
@@ -43,4 +44,9 @@ class LedgerRoutes:
             order = Audit(credential=caller_of(request), first=first, num_max=limit, old_size=old_size)
             return await self._identity.call(order, AuditPage)
 
-        return [prove, audit]
+        @get("/v1/ledger/audit")
+        async def audit_state(request: AnyRequest) -> AuditReport:
+            """Show what the background audits of the ledger have found (admin, auditor)."""
+            return await self._identity.call(GetAuditState(credential=caller_of(request)), AuditReport)
+
+        return [prove, audit, audit_state]

@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT
 CREATE TABLE IF NOT EXISTS writes (
     adapter_id TEXT, mark TEXT, sequence INTEGER NOT NULL, PRIMARY KEY (adapter_id, mark)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 PRAGMA user_version = {_VERSION};
@@ -77,6 +78,7 @@ _WRITE = "SELECT sequence FROM writes WHERE adapter_id = ? AND mark = ?"
 _LEAVES = "SELECT hash FROM leaves WHERE sequence > ? ORDER BY sequence LIMIT ?"
 _NAME_OF = "SELECT DISTINCT name FROM revisions WHERE adapter_id = ?"
 _OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id LIMIT ?"
+_KEPT = "SELECT value FROM kept WHERE name = ?"
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
@@ -139,6 +141,17 @@ class Catalogue:
         """Return up to ``num_max`` leaf hashes of the ledger behind sequence ``after``, in order."""
         with self._lock:
             return [leaf for (leaf,) in self._reader.execute(_LEAVES, (after, num_max))]
+
+    def kept(self, name: str) -> bytes | None:
+        """Return what was kept last under ``name``."""
+        with self._lock:
+            found = self._reader.execute(_KEPT, (name,)).fetchone()
+        return found[0] if found else None
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Keep ``value`` for as long as the file is not begun again: for whoever works on what it is a view of."""
+        with self._writer:
+            self._writer.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, value))
 
     def apply(
         self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()

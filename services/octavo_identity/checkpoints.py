@@ -2,11 +2,11 @@
 
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
-from octavo_identity.stream import Stream
+from octavo_identity.stream import Stream, StreamState
 from octavo_shared.bus import Bus
 from octavo_shared.subjects import CHECKPOINT_STREAM, CHECKPOINTS
 
-_KEPT_MAX = 100_000
+KEPT_MAX = 100_000
 """A busy day's: one takes about 250 bytes. The newest is what proofs need; older ones help to date what went wrong."""
 
 
@@ -25,7 +25,7 @@ class Checkpoints:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             num_replicas=self._num_replicas,
-            max_msgs=_KEPT_MAX,
+            max_msgs=KEPT_MAX,
             deny_delete=True,
             deny_purge=True,
         )
@@ -35,6 +35,15 @@ class Checkpoints:
         """Return the newest note and its sequence, or None when there is none yet."""
         found = await self._stream.get(subject=CHECKPOINTS)
         return (found.data.decode(errors="replace"), found.sequence) if found else None
+
+    async def read_range(self, first: int, last: int) -> list[str | None]:
+        """Return the notes at sequences ``first`` to ``last``, both included, None for each that is not there."""
+        found = await self._stream.get_range(first, last)
+        return [one.data.decode(errors="replace") if one is not None else None for one in found]
+
+    async def state(self) -> StreamState:
+        """Return what the leader says of the stream; one that somebody deleted is empty."""
+        return await self._stream.state() if await self._stream.exists() else StreamState("", 0.0, 0)
 
     async def append(self, note: str, previous_sequence: int) -> None:
         """Add ``note`` behind the one at ``previous_sequence`` (0: the first); raises ``RevisionConflict``."""

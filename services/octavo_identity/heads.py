@@ -71,6 +71,11 @@ class HeadStore:
         """Return as ``read_range`` does, but read over holes: for an audit, which is there to find them."""
         return [one for one in await self._stream.get_range(first, last) if one is not None]
 
+    async def next_sequence(self, first: int) -> int | None:
+        """Return the sequence of the first event that is left at ``first`` or behind it."""
+        found = await self._stream.get_next(first, ">")
+        return found.sequence if found else None
+
     async def copy_range(self, first: int, last: int) -> list[LedgerEvent]:
         """Return what ``read_range`` does, ``COPIED_MAX`` events at most, for copies that no decision is made from.
 

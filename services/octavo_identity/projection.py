@@ -255,6 +255,18 @@ class Projection:
         """Return those of ``object_keys`` that are packs which no revision seen so far names."""
         return await self._read(lambda: self._catalogue.unnamed_packs(object_keys))
 
+    async def kept(self, name: str) -> bytes | None:
+        """Return what was kept last under ``name`` in the view's file."""
+        return await self._read(lambda: self._catalogue.kept(name))
+
+    async def keep(self, name: str, value: bytes) -> None:
+        """Keep ``value`` in the view's file until that is made anew."""
+        try:
+            await self._write(lambda: self._catalogue.keep(name, value))
+        except sqlite3.DatabaseError as error:
+            self.rebuild(str(error))
+            raise DependencyUnavailable(_VIEW) from error
+
     def close(self) -> None:
         """Wait for what runs on the threads, a few milliseconds of work, and close the file."""
         for threads in (self._writing, self._reading):

@@ -6,6 +6,8 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from octavo_identity.auditing import Auditing
+from octavo_identity.auditor import Auditor
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.data_keys import DataKeys
@@ -41,6 +43,7 @@ from octavo_shared.bus import Bus, Handler
 from octavo_shared.checkpoint import Signer
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DeadlineExceeded, DependencyUnavailable
+from octavo_shared.messages.auditing import AuditState
 from octavo_shared.messages.identity import SLOW_VERBS, VERBS
 from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
@@ -98,6 +101,10 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
                 erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
+                rate = settings.audit_events_per_s
+                auditor = Auditor(heads, projection, checkpoints, signer.verifier, rate) if rate else None
+                auditing = Auditing(desk, bus, auditor)
+                await bus.serve(subjects.AUDITED, AuditState, auditing.heard)
                 handlers = _handlers(
                     Verbs(desk),
                     pushing,
@@ -106,6 +113,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Branching(desk, staging, statements),
                     Tenancy(desk),
                     Proving(desk, ledger),
+                    auditing,
                     Keyring(desk),
                     SignerVerbs(desk, signers),
                     ProvenanceVerbs(desk, signers),
@@ -120,6 +128,9 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
                     asyncio.create_task(erasing.run(), name="erasing"),
                 ]
+                if auditor is not None:
+                    side_tasks.append(asyncio.create_task(auditor.run(), name="auditor"))
+                    side_tasks.append(asyncio.create_task(auditing.run(auditor), name="auditing"))
                 for verb, (kind, _) in VERBS.items():
                     handler = _bounded(verb, handlers[verb])
                     await bus.serve(subjects.identity(verb), kind, handler, subjects.IDENTITY_QUEUE)

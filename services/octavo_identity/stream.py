@@ -34,11 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StreamState:
-    """Which stream this is (``created``, and as seconds since 1970) and its last sequence."""
+    """Which stream this is (``created``, and as seconds since 1970), its last sequence and the first that it keeps."""
 
     created: str
     created_s: float
     last_sequence: int
+    first_sequence: int = 1
 
 
 class AlreadyAppended(Exception):
@@ -104,6 +105,16 @@ class Stream:
         """Return what is at ``first`` to ``last``, both included. Reads go out together: the caller bounds them."""
         return await asyncio.gather(*(self.get(sequence=sequence) for sequence in range(first, last + 1)))
 
+    async def exists(self) -> bool:
+        """Tell whether the stream is there at all."""
+        try:
+            await self._ask(lambda: self._asking.stream_info(self._name))
+        except NotFoundError:
+            return False
+        except (NatsError, OSError) as error:
+            raise DependencyUnavailable("JetStream") from error
+        return True
+
     async def state(self) -> StreamState:
         """Return what the leader says of the stream.
 
@@ -116,7 +127,8 @@ class Stream:
             raise DependencyUnavailable("JetStream") from error
         if info.created is None:
             raise DependencyUnavailable("JetStream")
-        state = StreamState(str(info.created), info.created.timestamp(), int(info.state.last_seq))
+        kept = info.state
+        state = StreamState(str(info.created), info.created.timestamp(), int(kept.last_seq), int(kept.first_seq))
         self._check_is_current(state)
         return state
 

@@ -4,6 +4,7 @@ Everything is SHA-256. A leaf is hashed behind a zero byte and a node behind a o
 the other.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -44,6 +45,13 @@ class Tree:
     def leaf(self, index: int) -> bytes:
         """Return the hash of leaf ``index``."""
         return self._node(0, index)
+
+    def find(self, leaf_hash: bytes, first: int, last: int) -> int | None:
+        """Return the index of a leaf from ``first`` to ``last``, both included, that has this hash."""
+        leaves, at = self._levels[0], first * HASH_BYTES
+        while (at := leaves.find(leaf_hash, at, (last + 1) * HASH_BYTES)) >= 0 and at % HASH_BYTES:
+            at += 1
+        return at // HASH_BYTES if at >= 0 else None
 
     def root(self, size: int) -> bytes:
         """Return the root that the tree had, or has, with ``size`` leaves."""
@@ -99,6 +107,36 @@ class Tree:
 
     def _computed(self, level: int, index: int) -> bytes:
         return hash_children(self._node(level - 1, 2 * index), self._node(level - 1, 2 * index + 1))
+
+
+class Frontier:
+    """Grows by leaf hashes and keeps no more of them than its next root needs: 640 bytes for a million leaves.
+
+    ``hashes`` are the roots of the complete subtrees that it consists of, the largest first.
+    """
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        assert len(hashes) == size.bit_count()
+        self.size = size
+        self._hashes = list(hashes)
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        return tuple(self._hashes)
+
+    def append(self, leaf_hash: bytes) -> None:
+        """Add one leaf behind the last."""
+        merged, found = self.size, leaf_hash
+        while merged & 1:
+            found, merged = hash_children(self._hashes.pop(), found), merged >> 1
+        self._hashes.append(found)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of all leaves so far."""
+        if not self._hashes:
+            return hashlib.sha256().digest()
+        return functools.reduce(lambda right, left: hash_children(left, right), reversed(self._hashes))
 
 
 def is_included(leaf_hash: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:

@@ -14,6 +14,8 @@ DEMAND = f"{PREFIX}.fleet.demand"
 PLACEMENT = f"{PREFIX}.fleet.placement"
 LEASE = f"{PREFIX}.fleet.lease"
 """A gateway says that it lives; workers stop generating for one that has gone silent."""
+AUDITED = f"{PREFIX}.fleet.audited"
+"""An identity replica says how far its audit of the ledger is, to all others."""
 
 DEPLOYMENT = f"{PREFIX}.registry.deployment"
 """Registry subject of the record that tells whether an identity has this deployment's secret. Tenants and adapters

@@ -67,6 +67,7 @@ BODIES: dict[str, Any] = {
     ]},
     "DELETE /v1/tenants/{tenant}/gate": None,
     "GET /v1/ledger/events": None,
+    "GET /v1/ledger/audit": None,
     "POST /v1/tenants": {"tenant": "another"},
     "POST /v1/tenants/{tenant}/keys": {"user": "mallory"},
     "GET /v1/keys": None,

@@ -50,6 +50,7 @@ PUBLISHERS: dict[str, set[BusRole]] = {
     subjects.identity("unwrap"): {GATEWAY, WORKER},
     subjects.identity("erasures"): {GATEWAY, WORKER},
     subjects.worker("w1", "erase"): {IDENTITY},
+    subjects.AUDITED: {IDENTITY},
     f"$JS.API.STREAM.MSG.DELETE.{subjects.KEY_STREAM}": {IDENTITY},
     f"$JS.API.STREAM.MSG.DELETE.{subjects.CHECKPOINT_STREAM}": NOBODY,
     f"$JS.API.STREAM.PURGE.{subjects.KEY_STREAM}": NOBODY,
@@ -89,6 +90,7 @@ SUBSCRIBERS: dict[tuple[str, str], set[BusRole]] = {
     ("_INBOX.>", ""): NOBODY,
     (subjects.HEARTBEAT, ""): {GATEWAY, IDENTITY, RESIDENCY},
     (subjects.LEASE, ""): {WORKER},
+    (subjects.AUDITED, ""): {IDENTITY},
     (subjects.worker("w1", "generate"), ""): {WORKER},
     (subjects.worker("w1", "evict"), ""): {WORKER},
     # Served by one member of a group: whoever is none of it could read everybody's requests along.

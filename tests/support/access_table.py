@@ -30,6 +30,7 @@ list                    yes    yes    yes    yes    yes    yes    yes     yes   
 history                 yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
 prove                   yes    no     no     yes    yes    yes    404     no     no     no     yes    404
 audit                   no     no     no     no     yes    yes    no      no     no     no     no     no
+audit_state             no     no     no     no     yes    yes    no      no     no     no     no     no
 begin_upload            yes    yes    no     no     no     404    404     no     yes    no     no     404
 check_upload            yes    yes    yes    yes    no     yes    yes     no     yes    no     no     yes
 commit                  yes    yes    no     no     no     404    404     no     yes    no     no     404
@@ -203,6 +204,7 @@ REQUESTS: dict[str, Ask] = {
     "history": _asking(adapter="{}"),
     "prove": _asking(reference="{}@1"),
     "audit": _asking(first=1),
+    "audit_state": _asking(),
     "begin_upload": _asking(adapter="{}"),
     "check_upload": _upload,
     "commit": _commit,

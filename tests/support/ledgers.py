@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from octavo_identity.audit_round import AuditRound, Passed
 from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, StoredRevision, object_key
 from octavo_shared import subjects
 from octavo_shared.checkpoint import Signer
@@ -57,6 +58,27 @@ def signed_root(events: Sequence[LedgerEvent], old_size: int = 0) -> SignedRoot:
     tree = tree_of(events)
     note = SIGNER.sign(tree.size, tree.root(tree.size))
     return SignedRoot(note, str(SIGNER.verifier), tree.consistency_proof(old_size, tree.size))
+
+
+def notes_of(events: Sequence[LedgerEvent], sizes: Sequence[int]) -> list[str]:
+    """The checkpoints that were signed when the ledger had each of ``sizes`` events."""
+    tree = tree_of(events)
+    return [SIGNER.sign(size, tree.root(size)) for size in sizes]
+
+
+def audit(
+    events: Sequence[LedgerEvent | None],
+    notes: Sequence[str | None],
+    remembered: Tree | None,
+    passed: Passed | None = None,
+    until: int | None = None,
+) -> Passed:
+    """Let the background audit go over what is left of events and checkpoints, or over the first ``until`` events."""
+    one = AuditRound(SIGNER.verifier, passed)
+    for sequence, note in enumerate(notes[one.next_checkpoint - 1 :], one.next_checkpoint):
+        one.take_checkpoint(sequence, note)
+    one.take_events(events[one.position : until], remembered)
+    return one.passed
 
 
 def proof_of(events: Sequence[LedgerEvent], sequence: int, old_size: int = 0) -> RevisionProof:

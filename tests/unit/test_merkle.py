@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo_shared.merkle import Tree, hash_children, hash_leaf, is_consistent, is_included
+from octavo_shared.merkle import Frontier, Tree, hash_children, hash_leaf, is_consistent, is_included
 
 KNOWN_LEAVES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
 KNOWN_ROOTS = [
@@ -182,3 +182,28 @@ def test_the_empty_log_goes_on_to_any() -> None:
     assert is_consistent(0, TREE.root(0), 5, TREE.root(5), ())
     assert not is_consistent(0, TREE.root(1), 5, TREE.root(5), ())
     assert not is_consistent(5, TREE.root(5), 5, TREE.root(6), ())
+
+
+def test_a_frontier_has_the_root_of_every_size_and_goes_on_from_its_hashes() -> None:
+    frontier, tree = Frontier(), Tree()
+    for index in range(SIZE_MAX):
+        assert frontier.root() == tree.root(index)
+        for made in (frontier, tree):
+            made.append(hash_leaf(leaf(index)))
+        frontier = Frontier(frontier.size, frontier.hashes)
+    assert frontier.root() == tree.root(SIZE_MAX)
+    assert len(frontier.hashes) == SIZE_MAX.bit_count()
+
+
+def test_a_leaf_is_found_where_it_is_and_nowhere_else() -> None:
+    tree = Tree()
+    # Hashes that hold each other when they are read from the middle of one to the middle of the next.
+    hashes = [bytes([number % 3]) * 32 for number in range(30)]
+    hashes[20] = bytes([0]) * 31 + bytes([9])
+    for one in hashes:
+        tree.append(one)
+    assert tree.find(hashes[20], 0, 29) == 20
+    assert tree.find(hashes[20], 0, 19) is None
+    assert tree.find(hashes[20], 21, 29) is None
+    assert tree.find(bytes([1]) * 32, 5, 29) == 7
+    assert tree.find(bytes([0]) * 16 + bytes([1]) * 16, 0, 29) is None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from octavo_shared.envelopes import Envelope
+from octavo_shared.messages.auditing import AuditReport, GetAuditState
 from octavo_shared.messages.evaluation import (
     Evaluate,
     Evaluation,
@@ -342,6 +343,7 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "lineage": (GetLineage, Lineage),
     "prove": (Prove, RevisionProof),
     "audit": (Audit, AuditPage),
+    "audit_state": (GetAuditState, AuditReport),
     "evaluate": (Evaluate, Evaluation),
     "evaluations": (ListEvaluations, EvaluationList),
     "get_gate": (GetGate, Gates),
