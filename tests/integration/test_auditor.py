@@ -238,6 +238,19 @@ async def test_a_checkpoint_that_was_signed_again_in_place_of_another_is_found(a
     assert await audited.found() == [("checkpoint_lost", 4, 4), ("root_contradicted", 5, 10)]
 
 
+async def test_the_oldest_checkpoints_may_go_when_there_are_too_many_and_only_then(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetstream = audited.bus.jetstream
+    await jetstream.delete_stream(subjects.CHECKPOINT_STREAM)
+    await jetstream.add_stream(name=subjects.CHECKPOINT_STREAM, subjects=[subjects.CHECKPOINTS], max_msgs=2)
+    for sequence, size in enumerate((3, 4, 10, 20)):
+        await audited.checkpoints.append(SIGNER.sign(size, audited.one.projection.tree.root(size)), sequence)
+    assert await audited.found(audited.other()) == [("checkpoint_lost", 1, 2)]
+    monkeypatch.setattr("octavo_identity.auditor.KEPT_MAX", 2)
+    assert await audited.found(audited.other()) == []
+
+
 async def test_an_audit_goes_on_after_a_restart_where_it_was(audited: Audited, tmp_path: Path) -> None:
     class Stopping(Showing):
         async def read_what_is_left(self, first: int, last: int) -> list[LedgerEvent]:
