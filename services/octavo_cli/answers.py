@@ -17,11 +17,12 @@ from octavo_shared.references import AdapterId
 class ClientError(Exception):
     """The gateway refused, or was not reached, or broke off (``status`` 0). ``code`` never changes."""
 
-    def __init__(self, code: str, message: str, status: int) -> None:
+    def __init__(self, code: str, message: str, status: int, fields: Fields | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.status = status
+        self.fields: Fields = fields or {}
 
 
 class Erasure(msgspec.Struct, frozen=True):
@@ -153,7 +154,7 @@ def check(response: httpx.Response) -> None:
         raise ClientError(
             "http_error", f"the gateway answered with status {response.status_code}", response.status_code
         ) from None
-    raise ClientError(error.code, error.message, response.status_code)
+    raise ClientError(error.code, error.message, response.status_code, error.fields)
 
 
 @contextmanager

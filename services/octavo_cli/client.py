@@ -23,6 +23,7 @@ from octavo_cli.answers import (
     read_chunk,
     read_head,
 )
+from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.auditing import AuditReport
 from octavo_shared.messages.fleet import EvictReport, View
@@ -174,8 +175,12 @@ class Client:
         """Destroy an adapter for ever."""
         return self._call("DELETE", _path(adapter), Erasure, timeout_s=_COMMIT_TIMEOUT_S)
 
-    def branch(self, source: str, adapter: str, alias: str | None = "serving") -> AdapterInfo:
+    def branch(
+        self, source: str, adapter: str, alias: str | None = "serving", statement: Envelope | None = None
+    ) -> AdapterInfo:
         body: dict[str, object] = {"source": source, "alias": alias}
+        if statement is not None:
+            body["statement"] = msgspec.to_builtins(statement)
         return self._call("POST", f"{_path(adapter)}/branch", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
 
     def tag(self, adapter: str, add: Sequence[str], remove: Sequence[str]) -> AdapterInfo:
@@ -197,14 +202,22 @@ class Client:
         self, adapter: str, config: Path, weights: Path, progress: Progress = lambda done, total: None
     ) -> UploadBegun:
         """Upload two files, to be committed to ``adapter``."""
-        upload = self._call("POST", "/v1/uploads", UploadBegun, {"adapter": adapter})
+        upload = self.begin_upload(adapter)
+        self.send(upload, config, weights, progress)
+        return upload
+
+    def begin_upload(self, adapter: str, base: str | None = None) -> UploadBegun:
+        """Get a place for two files, and what is known of their push: by whom, on which parent and base."""
+        return self._call("POST", "/v1/uploads", UploadBegun, {"adapter": adapter, "base": base})
+
+    def send(self, upload: UploadBegun, config: Path, weights: Path, progress: Progress) -> None:
+        """Upload two files."""
         files = ((_CONFIG, config), (_WEIGHTS, weights))
         sizes_bytes = [path.stat().st_size for _, path in files]
         total_bytes, before_bytes = sum(sizes_bytes), 0
         for (file_name, path), size_bytes in zip(files, sizes_bytes, strict=True):
             self._send_file(f"/v1/uploads/{upload.upload_id}/{file_name}", path, before_bytes, total_bytes, progress)
             before_bytes += size_bytes
-        return upload
 
     def register(self, items: Sequence[dict[str, object]]) -> tuple[ImportOutcome, ...]:
         """Make staged uploads revisions of their adapters, all at once; see the route ``/v1/import``."""
@@ -226,9 +239,25 @@ class Client:
         """Upload two files and make them the next revision of ``adapter``, which ``alias`` names; returns its head."""
         name = parse_reference(adapter, "adapter").name
         upload = self.stage(name, config, weights, progress)
+        return self.commit(name, upload, base=base, dtype=dtype, note=note, alias=alias)
+
+    def commit(
+        self,
+        adapter: str,
+        upload: UploadBegun,
+        *,
+        base: str | None,
+        dtype: str | None,
+        note: str,
+        alias: str | None,
+        statement: Envelope | None = None,
+    ) -> AdapterInfo:
+        """Make what was uploaded the next revision of ``adapter``."""
         body: dict[str, object] = {"upload_id": upload.upload_id, "note": note, "alias": alias}
         body |= {name: value for name, value in (("base", base), ("dtype", dtype)) if value is not None}
-        return self._call("POST", f"{_path(name)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
+        if statement is not None:
+            body["statement"] = msgspec.to_builtins(statement)
+        return self._call("POST", f"{_path(adapter)}/revisions", AdapterInfo, body, timeout_s=_COMMIT_TIMEOUT_S)
 
     def pull(self, reference: str, progress: Progress = lambda done, total: None) -> Download:
         """Download the pack of ``tenant/adapter``, ``…@12``, ``…@sha256:…`` or ``…:alias``."""

@@ -7,7 +7,8 @@ import httpx
 import msgspec
 
 from octavo_cli.answers import ClientError, as_client_errors, check
-from octavo_cli.client import Client
+from octavo_cli.provenance_client import ProvenanceClient
+from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.evaluation import Evaluation, Gate, Gates, Score
 from octavo_shared.messages.identity import EvaluationList
@@ -18,15 +19,16 @@ _WAIT_S_MAX = 30.0
 _RETRIED = (429, 503)
 
 
-class EvaluationClient(Client):
+class EvaluationClient(ProvenanceClient):
     """A ``Client`` that several threads may ask at the same time."""
 
-    def evaluations(self, reference: str) -> EvaluationList:
-        """Return a revision, its state and its evaluations, newest first."""
+    def evaluations(self, reference: str, *, with_statements: bool = False) -> EvaluationList:
+        """Return a revision, its state and its evaluations, newest first, as they were signed if that is wanted."""
         parsed = parse_reference(reference, "revision")
         chosen = parsed.number or parsed.digest or parsed.alias
-        query = f"?revision={quote(str(chosen), safe='')}" if chosen else ""
-        return self._call("GET", f"{_path(parsed)}/evaluations{query}", EvaluationList)
+        query = f"&revision={quote(str(chosen), safe='')}" if chosen else ""
+        flag = str(with_statements).lower()
+        return self._call("GET", f"{_path(parsed)}/evaluations?statements={flag}{query}", EvaluationList)
 
     def evaluate(
         self,
@@ -36,6 +38,7 @@ class EvaluationClient(Client):
         scores: tuple[Score, ...],
         base: Fingerprint,
         write: str | None = None,
+        statement: Envelope | None = None,
     ) -> Evaluation:
         """Record what a suite's run gave; ``write`` is the idempotency key (None: a fresh one)."""
         parsed = parse_reference(reference, "revision")
@@ -48,6 +51,8 @@ class EvaluationClient(Client):
             "scores": [msgspec.to_builtins(score) for score in scores],
             "base": base,
         }
+        if statement is not None:
+            body["statement"] = msgspec.to_builtins(statement)
         headers = {} if write is None else {"Idempotency-Key": write}
         with as_client_errors():
             response = self._http.post(f"{_path(parsed)}/evaluations", json=body, headers=headers)

@@ -1,5 +1,6 @@
 """The commands that say how good a revision is, and how good it must be to be served."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,16 @@ from octavo_cli.answers import ClientError
 from octavo_cli.evaluation_client import EvaluationClient
 from octavo_cli.options import Gateway, Key, ReferenceArgument
 from octavo_cli.scoring import scores_of
-from octavo_cli.suite import load_suite, suite_digest, suite_name
+from octavo_cli.signed_push import check_registered
+from octavo_cli.signing_key import SigningKey, read_key
+from octavo_cli.statement_checks import evaluation_difference, problems_of
+from octavo_cli.suite import Suite, load_suite, suite_digest, suite_name
 from octavo_cli.suite_run import run_file, run_suite
-from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, rule_summary
+from octavo_shared import dsse, evaluation_statement
+from octavo_shared.clock import wall_ms
+from octavo_shared.dsse import Envelope, Signer
+from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score, rule_summary
+from octavo_shared.messages.identity import EvaluationEntry, EvaluationList
 from octavo_shared.references import DIGEST_PATTERN, Digest
 
 _SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)
@@ -31,10 +39,14 @@ def evaluate(
     suite: Annotated[Path, typer.Option(help="a file of one JSON object per line", exists=True, dir_okay=False)],
     name: Annotated[str | None, typer.Option(help="the suite's name; default: the file's, without its ending")] = None,
     at_once: Annotated[int, typer.Option(min=1, max=64, help="how many items are asked at the same time")] = 4,
+    signing_key: SigningKey = None,
 ) -> None:
-    """Run a suite on a revision, through the gateway, and record its scores."""
+    """Run a suite on a revision, through the gateway, and record its scores, signed if there is a key."""
     loaded = load_suite(suite, name)
+    signer = read_key(signing_key) if signing_key is not None else None
     with EvaluationClient(gateway, key) as client:
+        if signer is not None:
+            check_registered(client, signer)
         view = client.evaluations(reference)
         file = run_file(gateway, key, view, loaded)
         try:
@@ -46,9 +58,12 @@ def evaluate(
             scores = scores_of(results)
             if not scores:
                 raise ClientError("no_score", "no item of the suite could be scored", 0)
+            statement = None
+            if signer is not None:
+                statement = _signed(view, loaded, scores, client.whoami().principal, signer)
             made = client.evaluate(
                 f"{view.name}@{view.revision.number}", loaded.name, loaded.digest, scores, view.revision.base,
-                write=file.write,
+                file.write, statement,
             )  # fmt: skip
             file.discard()
         finally:
@@ -63,22 +78,36 @@ def evaluations(
     gateway: Gateway,
     key: Key,
     is_json: Annotated[bool, typer.Option("--json", help="all that is recorded")] = False,
+    is_verified: Annotated[bool, typer.Option("--verify", help="verify here what was signed")] = False,
 ) -> None:
     """Show a revision's state and its evaluations, newest first."""
     with EvaluationClient(gateway, key) as client:
-        view = client.evaluations(reference)
+        view = client.evaluations(reference, with_statements=is_verified)
+    wrong = {entry.sequence: _problems(view.name, entry) for entry in view.evaluations} if is_verified else {}
     if is_json:
         typer.echo(msgspec.json.encode(view).decode())
-        return
+    else:
+        _show(view, wrong, is_verified)
+    bad = [f"evaluation {sequence}: {'; '.join(problems)}" for sequence, problems in wrong.items() if problems]
+    if bad:
+        raise ClientError("not_verified", ". ".join(bad), 0)
+
+
+def _show(view: EvaluationList, wrong: Mapping[int, list[str]], is_verified: bool) -> None:
     typer.echo(f"{view.name}@{view.revision.number}  {view.revision.digest}  {view.state}")
     table = Table(box=None, header_style="bold")
-    for column in ("when", "suite", "digest", "scores", "evaluator", "sequence"):
+    for column in ("when", "suite", "digest", "scores", "evaluator", "sequence", "signed by"):
         table.add_column(column, overflow="fold")
     for entry in view.evaluations:
         made = entry.evaluation
         when = datetime.fromtimestamp(made.at_ms / 1000).astimezone().isoformat(" ", "seconds")
         scores = ", ".join(_scores_of(made))
-        table.add_row(when, made.suite, made.suite_digest[_SHORT_DIGEST], scores, made.evaluator, str(entry.sequence))
+        signed = "evaluator, registry" if made.is_signed else "registry"
+        if is_verified:
+            signed += ": does NOT verify" if wrong[entry.sequence] else ": verified"
+        table.add_row(
+            when, made.suite, made.suite_digest[_SHORT_DIGEST], scores, made.evaluator, str(entry.sequence), signed
+        )  # fmt: skip
     console = Console()
     (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
     if not view.is_whole:
@@ -156,6 +185,27 @@ def _parsed(option: str, text: str) -> tuple[Metric, str, Digest, float]:
 
 def _scores_of(made: Evaluation) -> list[str]:
     return [f"{score.metric} {score.value:.4g} of {score.num_items}" for score in made.scores]
+
+
+def _signed(view: EvaluationList, suite: Suite, scores: tuple[Score, ...], evaluator: str, signer: Signer) -> Envelope:
+    """Return what the evaluator says, signed."""
+    revision = view.revision
+    made = Evaluation(
+        revision.number, revision.digest, revision.base, suite.name, suite.digest, scores, evaluator, wall_ms()
+    )
+    return dsse.sign(dsse.STATEMENT_TYPE, evaluation_statement.build(view.name, made), signer)
+
+
+def _problems(adapter: str, entry: EvaluationEntry) -> list[str]:
+    made = entry.evaluation
+    if entry.envelope is None:
+        return ["it has no statement"]
+    problems = problems_of(
+        entry.envelope, entry.signers, made.evaluator, lambda payload: evaluation_difference(payload, adapter, made)
+    )
+    if made.is_signed != any(one.principal == made.evaluator for one in entry.signers):
+        problems.append("it is not signed by whom it says")
+    return problems
 
 
 def _progress() -> Progress:

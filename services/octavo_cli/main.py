@@ -15,6 +15,7 @@ from octavo_cli import (
     evaluation_commands,
     import_commands,
     key_commands,
+    provenance_commands,
     registry_commands,
     revision_commands,
 )
@@ -24,7 +25,10 @@ from octavo_cli.local_commands import demo_here, up_here
 from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
-from octavo_cli.registry_commands import granted_to
+from octavo_cli.registry_commands import Wanted, granted_to
+from octavo_cli.signed_push import signing_of
+from octavo_cli.signer_commands import signer_app
+from octavo_cli.signing_key import SigningKey
 from octavo_cli.verify_command import verify as verify_here
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
@@ -39,6 +43,7 @@ nats_app = typer.Typer(no_args_is_help=True, help="Who may do what on the NATS o
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_commands.key_app, name="keys")
 app.add_typer(older_key_app, name="key", hidden=True)
+app.add_typer(signer_app, name="signer")
 app.add_typer(nats_app, name="nats")
 
 Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
@@ -72,9 +77,15 @@ def push(
     note: str = "",
     alias: Annotated[str, typer.Option(help="the alias that names the new revision")] = "serving",
     no_serve: Annotated[bool, typer.Option("--no-serve", help="leave it a draft: no alias moves")] = False,
+    provenance: Annotated[
+        Path | None, typer.Option(help="JSON file of data, trainer, hyperparameters, code; signed", dir_okay=False)
+    ] = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Store a PEFT adapter as the next revision, and serve it unless told otherwise."""
-    registry_commands.push(Target(gateway, key), adapter, folder, base, dtype, note, None if no_serve else alias)
+    wanted = Wanted(base, dtype, note, None if no_serve else alias)
+    signing = signing_of(signing_key, provenance)
+    registry_commands.push(Target(gateway, key), adapter, folder, wanted, signing)
 
 
 @app.command()
@@ -169,6 +180,7 @@ app.command()(erasure_commands.erase)
 app.command()(evaluation_commands.evaluate)
 app.command()(evaluation_commands.evaluations)
 app.command()(evaluation_commands.gate)
+app.command("provenance")(provenance_commands.show_provenance)
 # Or else what begins with a minus, here a tag to remove, would be an option.
 app.command(context_settings={"ignore_unknown_options": True})(revision_commands.tag)
 

@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -11,10 +12,12 @@ from rich.table import Table
 from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
 from octavo_cli.options import Target
+from octavo_cli.provenance_client import ProvenanceClient
+from octavo_cli.signed_push import Pushed, Signing, check_registered
 from octavo_shared.messages.fleet import TierUse
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.pack import digest_of, unpack
-from octavo_shared.references import CANARY
+from octavo_shared.references import CANARY, SERVING, parse_reference
 
 _MIB = 1024 * 1024
 _BASE_NOTE = "octavo.json"
@@ -24,22 +27,37 @@ _SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)
 """Enough of a digest to tell revisions apart in a table; ``push`` and ``ask`` show all of it."""
 
 
-def push(
-    target: Target, adapter: str, folder: Path, base: str | None, dtype: str | None, note: str, alias: str | None
-) -> None:
+class Wanted(NamedTuple):
+    """What a push asks for beside the files; None: not said (``alias``: a draft)."""
+
+    base: str | None = None
+    dtype: str | None = None
+    note: str = ""
+    alias: str | None = SERVING
+
+
+def push(target: Target, adapter: str, folder: Path, wanted: Wanted, signing: Signing | None) -> None:
     """Upload the PEFT directory ``folder`` and print the revision it became."""
     config, weights = adapter_files(folder)
-    declared = base if base is not None else noted_base(folder)
-    with Client(target.gateway, target.key) as client, _progress() as bar:
+    declared = wanted.base if wanted.base is not None else noted_base(folder)
+    wanted = wanted._replace(base=declared)
+    with ProvenanceClient(target.gateway, target.key) as client, _progress() as bar:
+        if signing is not None:
+            check_registered(client, signing.signer)
         task = bar.add_task("pushing", total=None)
-        info = client.push(
-            adapter, config, weights, base=declared, dtype=dtype, note=note, alias=alias,
-            progress=lambda done, total: _advance(bar, task, done, total),
-        )  # fmt: skip
+
+        def advance(done: int, total: int) -> None:
+            _advance(bar, task, done, total)
+
+        if signing is None:
+            info = client.push(adapter, config, weights, **wanted._asdict(), progress=advance)
+        else:
+            pushed = Pushed(parse_reference(adapter, "adapter").name, config, weights, wanted.dtype, signing)
+            info = client.push_signed(adapter, config, weights, pushed.sign, **wanted._asdict(), progress=advance)
     latest = info.latest
     Console().print(
         f"{info.name}@{latest.number}  {latest.digest}  rank {latest.rank_max}, {latest.num_modules} modules, "
-        f"{latest.dtype}, {latest.pack_bytes / _MIB:.2f} MiB",
+        f"{latest.dtype}, {latest.pack_bytes / _MIB:.2f} MiB" + (", signed" if signing else ""),
         soft_wrap=True,
         highlight=False,
     )

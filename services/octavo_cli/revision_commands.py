@@ -6,8 +6,11 @@ import typer
 
 from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
+from octavo_cli.evaluation_client import EvaluationClient
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument
 from octavo_cli.registry_commands import aliases_of
+from octavo_cli.signed_push import check_registered, sign_branch
+from octavo_cli.signing_key import SigningKey, read_key
 
 
 def promote(
@@ -44,10 +47,19 @@ def branch(
     gateway: Gateway,
     key: Key,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="leave it a draft: no alias moves")] = False,
+    signing_key: SigningKey = None,
 ) -> None:
     """Make a new adapter from a revision of one that this key may use."""
-    with Client(gateway, key) as client:
-        info = client.branch(source, adapter, None if no_serve else "serving")
+    signer = read_key(signing_key) if signing_key is not None else None
+    with EvaluationClient(gateway, key) as client:
+        statement = None
+        if signer is not None:
+            check_registered(client, signer)
+            view = client.evaluations(source)
+            # Pinned: what is signed is what is branched, also when another revision is served a moment later.
+            source = f"{view.name}@{view.revision.number}"
+            statement = sign_branch(view.revision, adapter, client.whoami().principal, signer)
+        info = client.branch(source, adapter, None if no_serve else "serving", statement)
     typer.echo(f"{info.name}@{info.latest.number}  {info.latest.digest}")
 
 

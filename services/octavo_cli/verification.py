@@ -1,5 +1,6 @@
 """What a client makes of the ledger's proofs. Pure: it trusts a public key and what it has seen, and no server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -8,7 +9,7 @@ from octavo_cli.answers import ClientError
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
 from octavo_shared.merkle import Tree, is_consistent, is_included
 from octavo_shared.messages.identity import Revision
-from octavo_shared.messages.ledger import AuditPage, RevisionProof, SignedRoot
+from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
 from octavo_shared.references import AdapterId, Reference
 
 
@@ -44,6 +45,7 @@ class RevisionEvent(msgspec.Struct, frozen=True):
     at_ms: int
     head: _Head
     revision: _Stored
+    statement: bytes = b""
 
 
 def check_root(signed: SignedRoot, trusted: Trusted) -> Checkpoint:
@@ -86,11 +88,17 @@ def check_revision(proof: RevisionProof, reference: Reference, trusted: Trusted)
     return event, checkpoint
 
 
+Each = Callable[[LedgerEvent, bool], None]
+"""Is given each event that is what it was, in their order, and whether all before it were shown. That they lead to the
+signed root is known only at the end."""
+
+
 class Auditor:
     """Recomputes the root of a whole ledger, page by page, and says where it first differs from what was signed."""
 
-    def __init__(self, trusted: Trusted) -> None:
+    def __init__(self, trusted: Trusted, each: Each = lambda event, is_all_shown: None) -> None:
         self._trusted = trusted
+        self._each = each
         self._tree = Tree()
         self._remembered = Tree()
         self._first_bad: tuple[int, str] | None = None
@@ -133,6 +141,7 @@ class Auditor:
                 self._tree.append(found)
             else:
                 self._tree.append(found)
+                self._each(event, self.num_withheld == 0)
 
     def finish(self) -> Checkpoint:
         """Return the checkpoint if all events lead to its root; raises ``NotProven``, which names the first bad one.

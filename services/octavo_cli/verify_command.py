@@ -6,11 +6,15 @@ from rich.console import Console
 
 from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
+from octavo_cli.ledger_statements import SignedBy, StatementAuditor, check_statement, proven_keys
 from octavo_cli.options import Target
 from octavo_cli.trust import TrustFile
-from octavo_cli.verification import Auditor, Trusted, check_revision
+from octavo_cli.verification import Auditor, NotProven, Trusted, check_revision
 from octavo_shared.checkpoint import Checkpoint
+from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
 from octavo_shared.references import parse_reference
+
+_SHORT_KEY = slice(16)
 
 
 def verify(target: Target, reference: str | None, is_all: bool, public_key: str | None) -> None:
@@ -30,19 +34,22 @@ def _verify_revision(client: Client, reference: str, file: TrustFile, public_key
     proof = client.prove(reference, file.seen_size)
     trusted = file.trusted(proof.signed.public_key, public_key)
     event, checkpoint = check_revision(proof, parsed, trusted)
+    signed = check_statement(event, proven_keys(proof.signers, proof.event.sequence, checkpoint))
     file.remember(trusted.verifier, proof.signed.checkpoint)
     revision = event.revision.revision
     when = datetime.fromtimestamp(event.at_ms / 1000).astimezone().isoformat(" ", "seconds")
     _say(f"{event.head.name}@{revision.number}  {revision.digest}")
     _say(f"event {proof.event.sequence} of {checkpoint.size}: {event.kind} by {event.actor}, {when}")
     _say(f"proven: {len(proof.inclusion)} hashes lead from it to the signed root")
+    _say(_told(signed, event.actor))
     _say_root(checkpoint, trusted, file, public_key)
 
 
 def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:
     page = client.audit(1, file.seen_size)
     trusted = file.trusted(page.signed.public_key, public_key)
-    auditor = Auditor(trusted)
+    statements = StatementAuditor()
+    auditor = Auditor(trusted, statements.take)
     auditor.take(page)
     note = page.signed.checkpoint
     while not auditor.is_done:
@@ -53,6 +60,34 @@ def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:
     if auditor.num_withheld:
         _say(f"{auditor.num_withheld} of them are not for this key to read; of these only the hashes were seen")
     _say_root(checkpoint, trusted, file, public_key)
+    _say_statements(statements)
+
+
+def _told(signed: tuple[SignedBy, ...], actor: str) -> str:
+    """Return who signed a revision's statement, in one line."""
+    if not signed:
+        return "no statement says how it came to be"
+    by = " and ".join(
+        f"{'the registry' if one.principal == REGISTRY_PRINCIPAL else one.principal} "
+        f"(key {one.key_id[_SHORT_KEY]}, event {one.sequence})"
+        for one in signed
+    )
+    alone = "" if any(one.principal == actor for one in signed) else " alone"
+    return f"proven: its statement is signed by {by}{alone}"
+
+
+def _say_statements(statements: StatementAuditor) -> None:
+    """Print what became of all statements; raises ``NotProven`` when one does not verify."""
+    _say(f"statements: {statements.num_by_pusher} signed by their people and the registry, "
+         f"{statements.num_by_registry} by the registry alone, {statements.num_bad} bad")  # fmt: skip
+    if statements.num_without:
+        _say(f"{statements.num_without} revisions and evaluations have no statement")
+    if statements.num_unknown:
+        _say(f"{statements.num_unknown} statements are by people whose signing keys are not for this key to read")
+    for problem in statements.problems:
+        _say(problem)
+    if statements.num_bad:
+        raise NotProven(f"{statements.num_bad} revisions or evaluations have a statement that does not verify")
 
 
 def _say_root(checkpoint: Checkpoint, trusted: Trusted, file: TrustFile, public_key: str | None) -> None:

@@ -13,7 +13,9 @@ from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_ke
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import Number
+from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.evaluation import (
+    SIGNED_EVALUATIONS_MAX,
     Evaluate,
     Evaluation,
     Gate,
@@ -27,15 +29,21 @@ from octavo_shared.messages.evaluation import (
 from octavo_shared.messages.identity import EvaluationList
 from octavo_shared.references import Digest, Fingerprint, check_name
 
+_LIMIT = 100
+
 
 class EvaluationBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``revision``: a number or a digest. ``base``: the one that the answers came from."""
+    """``revision``: a number or a digest. ``base``: the one that the answers came from.
+
+    ``statement``: all this in a DSSE envelope that the evaluator signed.
+    """
 
     revision: Number | str
     suite: str
     suite_digest: Digest
     scores: tuple[Score, ...]
     base: Fingerprint
+    statement: Envelope | None = None
 
 
 class GateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +75,7 @@ class EvaluationRoutes:
                 suite_digest=body.suite_digest,
                 scores=body.scores,
                 base=body.base,
+                statement=body.statement,
             )
             return await self._identity.call(order, Evaluation)
 
@@ -76,11 +85,19 @@ class EvaluationRoutes:
             tenant: FromPath[str],
             name: FromPath[str],
             revision: FromQuery[str | None] = None,
-            limit: FromQuery[int] = 100,
+            limit: FromQuery[int | None] = None,
+            statements: FromQuery[bool] = False,
         ) -> EvaluationList:
-            """Show a revision and its evaluations, newest first; without a revision, of what is served."""
-            reference = revision_reference(tenant, name, revision)
-            order = ListEvaluations(credential=caller_of(request), reference=reference, num_max=limit)
+            """Show a revision and its evaluations, newest first; without a revision, of what is served.
+
+            With `statements`, as they were signed, and with the keys that signed them.
+            """
+            if limit is None:
+                limit = SIGNED_EVALUATIONS_MAX if statements else _LIMIT
+            order = ListEvaluations(
+                credential=caller_of(request), reference=revision_reference(tenant, name, revision), num_max=limit,
+                with_statements=statements,
+            )  # fmt: skip
             return await self._identity.call(order, EvaluationList)
 
         return [evaluate, evaluations]

@@ -3,12 +3,17 @@
 import math
 from collections.abc import Sequence
 
+import msgspec
+
 from octavo_identity import access
 from octavo_identity.desk import Desk
 from octavo_identity.evaluations import is_known, with_evaluation
-from octavo_identity.records import AdapterHead, KeyHead
+from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent
 from octavo_identity.registry import LEDGER_WALK_MAX, Change
+from octavo_identity.signers import Signers
+from octavo_identity.statements import Statements
 from octavo_identity.states import state_of
+from octavo_shared import dsse
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import BaseMismatch, InvalidRequest
 from octavo_shared.messages import evaluation as messages
@@ -22,16 +27,19 @@ _ITEMS_MAX = 10_000_000
 class Evaluating:
     """One method per verb."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, signers: Signers, statements: Statements) -> None:
         self._desk = desk
         self._registry = desk.registry
+        self._signers = signers
+        self._statements = statements
 
     async def evaluate(self, request: messages.Evaluate) -> Evaluation:
         """Record what a suite's run gave; the revision is then evaluated, however well.
 
         For the adapter's owner and editors, and for those of its users whom a gate names as evaluators. Idempotent by
         key, and the finding that is the evaluator's newest with this suite already is no event. Raises ``BaseMismatch``
-        when the answers came from another base than the revision's, and ``RevisionRetired``.
+        when the answers came from another base than the revision's, ``RevisionRetired``, and for a statement that says
+        otherwise ``ProvenanceRefused``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
@@ -39,6 +47,7 @@ class Evaluating:
             raise InvalidRequest("revision", "must be named: by number, digest or alias")
         suite, suite_digest = check_name(request.suite, "suite"), _digest(request.suite_digest, "suite_digest")
         scores = _check_scores(request.scores)
+        offered = await self._statements.open_evaluation(request.statement, key.principal)
 
         number = 0
 
@@ -50,12 +59,16 @@ class Evaluating:
             if request.base != target.base:
                 raise BaseMismatch(adapter_base=target.base, served_base=request.base)
             made = Evaluation(
-                target.number, target.digest, target.base, suite, suite_digest, scores, key.principal, wall_ms()
-            )
+                target.number, target.digest, target.base, suite, suite_digest, scores, key.principal, wall_ms(),
+                offered is not None,
+            )  # fmt: skip
+            statement = self._statements.close_evaluation(offered, head.name, made)
             if is_known(head, made):
                 return None
             detail = f"revision {target.number}: {_told(made)}"
-            return Change("evaluated", with_evaluation(head, made), detail, evaluation=made)
+            return Change(
+                "evaluated", with_evaluation(head, made), detail, statement=statement, evaluation=made
+            )  # fmt: skip
 
         head = await self._desk.change(reference, key, request.idempotency_key, record)
         # A repeated write gets the head that it made then, whose newest evaluation is what it recorded.
@@ -66,8 +79,9 @@ class Evaluating:
         """Return a revision's evaluations from the ledger, newest first. For all who have a role on the adapter."""
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
-        if not 1 <= request.num_max <= messages.EVALUATIONS_MAX:
-            raise InvalidRequest("limit", f"must be 1 to {messages.EVALUATIONS_MAX}")
+        num_max = messages.SIGNED_EVALUATIONS_MAX if request.with_statements else messages.EVALUATIONS_MAX
+        if not 1 <= request.num_max <= num_max:
+            raise InvalidRequest("limit", f"must be 1 to {num_max}")
         head = access.check_see(key, await self._registry.head(reference))
         revision = (await self._registry.find(head, reference)).revision
         found: list[EvaluationEntry] = []
@@ -79,11 +93,19 @@ class Evaluating:
                     continue
                 num_left -= 1
                 if event.evaluation.number == revision.number:
-                    found.append(EvaluationEntry(event.evaluation, sequence))
+                    entry = EvaluationEntry(event.evaluation, sequence)
+                    found.append(await self._signed(entry, event) if request.with_statements else entry)
                 is_whole = not num_left
                 if is_whole or len(found) == request.num_max:
                     break
         return EvaluationList(head.name, revision, state_of(head, revision.number), tuple(found), is_whole)
+
+    async def _signed(self, entry: EvaluationEntry, event: RegistryEvent) -> EvaluationEntry:
+        if not event.statement:
+            return entry
+        envelope = dsse.decode(event.statement)
+        signers = await self._signers.shown(envelope, event.actor, entry.sequence)
+        return msgspec.structs.replace(entry, envelope=envelope, signers=signers)
 
     async def _check_evaluator(self, key: KeyHead, reference: Reference, now: AdapterHead | None) -> AdapterHead:
         head = access.check_see(key, now)

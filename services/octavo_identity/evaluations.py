@@ -10,9 +10,11 @@ _RANGES_MAX = 256
 
 
 def is_known(head: AdapterHead, evaluation: Evaluation) -> bool:
-    """Tell whether the evaluator's newest finding with this suite is the same already."""
+    """Tell whether the evaluator's newest finding with this suite is the same already, and signed if this one is."""
     newest = next((one for one in reversed(head.evaluations) if _is_replaced(one, evaluation)), None)
-    return newest is not None and newest.scores == evaluation.scores
+    return (
+        newest is not None and newest.scores == evaluation.scores and (newest.is_signed or not evaluation.is_signed)
+    )  # fmt: skip
 
 
 def with_evaluation(head: AdapterHead, evaluation: Evaluation) -> AdapterHead:

@@ -11,7 +11,6 @@ from octavo_shared.dsse import Envelope, PublicKey
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import provenance as messages
 from octavo_shared.messages.provenance import LineageNode, StatementSigner
-from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
 from octavo_shared.references import Reference, parse_reference
 
 _SOURCES_MAX = 16
@@ -34,28 +33,13 @@ class ProvenanceVerbs:
         stored = await self._desk.registry.find(head, reference)
         event, sequence = await self._desk.registry.event_of(head, reference, stored)
         envelope = dsse.decode(event.statement) if event.statement else None
-        signers: tuple[StatementSigner, ...] = ()
-        if envelope is not None:
-            for principal in (event.actor, REGISTRY_PRINCIPAL):
-                signers += await self._signers_of(envelope, principal, sequence)
+        signers = await self._signers.shown(envelope, event.actor, sequence) if envelope is not None else ()
         revision = stored.revision
         return messages.Provenance(
             head.name, revision.number, revision.digest, event.actor, event.at_ms, sequence,
             state_of(head, revision.number), envelope, signers,
             envelope is not None and _is_signed_by(event.actor, envelope, signers),
         )  # fmt: skip
-
-    async def _signers_of(self, envelope: Envelope, principal: str, sequence: int) -> tuple[StatementSigner, ...]:
-        then, at = await self._signers.as_of(principal, sequence)
-        now = await self._signers.of(principal)
-        found = []
-        for key_id in envelope.key_ids:
-            if (today := now.find(key_id)) is not None:
-                known = then.find(key_id)
-                is_valid = known is not None and known.revoked_at_ms is None
-                pem = PublicKey(today.public_key).pem
-                found.append(StatementSigner(key_id, principal, pem, is_valid, at, today.revoked_at_ms))
-        return tuple(found)
 
     async def lineage(self, request: messages.GetLineage) -> messages.Lineage:
         """Return the revisions of an adapter and of those that it was branched from, as far as the caller sees them."""

@@ -1,13 +1,18 @@
 """Verbs that show the ledger with its proofs: one revision to its owner and auditors, everything to admins."""
 
+import msgspec
+
 from octavo_identity import access
 from octavo_identity.desk import Desk
 from octavo_identity.ledger import Ledger
-from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
+from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, SignersHead, StoredRevision
+from octavo_identity.signers import Signers
+from octavo_shared import dsse, subjects
 from octavo_shared.errors import DependencyUnavailable, InvalidRequest
 from octavo_shared.messages import identity as messages
 from octavo_shared.messages.keys import Role
-from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, LedgerEvent, RevisionProof
+from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, LedgerEvent, RevisionProof, SignerProof
+from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
 from octavo_shared.references import parse_reference
 
 _PAGE_BYTES_MAX = 512 * 1024
@@ -19,9 +24,10 @@ _VIEW = "the view of the registry"
 class Proving:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk, ledger: Ledger) -> None:
+    def __init__(self, desk: Desk, ledger: Ledger, signers: Signers) -> None:
         self._desk = desk
         self._ledger = ledger
+        self._signers = signers
 
     async def prove(self, request: messages.Prove) -> RevisionProof:
         """Return the event that made a revision and what proves that it is in the ledger. Reads only.
@@ -36,9 +42,28 @@ class Proving:
         stored = await self._desk.registry.select(head, reference)
         event = await self._event_of(head, stored)
         signed = await self._ledger.signed_root(event.sequence, request.old_size)
-        inclusion = self._ledger.tree.inclusion_proof(event.sequence - 1, self._ledger.size_of(signed))
+        size = self._ledger.size_of(signed)
+        inclusion = self._ledger.tree.inclusion_proof(event.sequence - 1, size)
+        signers = await self._signers_of(event, size)
         revision = stored.revision
-        return RevisionProof(head.name, revision.number, revision.digest, event, inclusion, signed)
+        return RevisionProof(head.name, revision.number, revision.digest, event, inclusion, signed, signers)
+
+    async def _signers_of(self, event: LedgerEvent, size: int) -> tuple[SignerProof, ...]:
+        """Return what proves whose the keys were, just before ``event``, that signed its statement."""
+        try:
+            made = msgspec.msgpack.decode(event.data, type=RegistryEvent)
+            key_ids = dsse.decode(made.statement).key_ids if made.statement else ()
+        except (msgspec.MsgspecError, InvalidRequest):
+            # It is not what it was, which is for whoever asks to find out.
+            return ()
+        proofs = []
+        for principal in (made.actor, REGISTRY_PRINCIPAL):
+            then, sequence = await self._signers.as_of(principal, event.sequence)
+            if any(then.find(key_id) is not None for key_id in key_ids):
+                for stored in await self._desk.heads.read_what_is_left(sequence, sequence):
+                    inclusion = self._ledger.tree.inclusion_proof(sequence - 1, size)
+                    proofs.append(SignerProof(principal, stored, inclusion))
+        return tuple(proofs)
 
     async def _event_of(self, head: AdapterHead, stored: StoredRevision) -> LedgerEvent:
         projection = self._desk.projection
@@ -85,8 +110,22 @@ class Proving:
         return AuditPage(tuple(kept), leaf_hashes, signed, tuple(withheld))
 
     def _may_read(self, key: KeyHead, event: LedgerEvent) -> bool:
-        """Tell whether ``key`` may read the event itself. Those of keys hold hashes of secrets: they are for admins."""
-        return key.role is Role.ADMIN or event.subject.startswith(self._desk.tenant_subject(key.tenant) + ".")
+        """Tell whether ``key`` may read the event itself.
+
+        Those of API keys hold hashes of secrets: they are for admins. Those of signing keys hold public ones only: a
+        tenant's auditor reads its own people's, and the registry's.
+        """
+        if key.role is Role.ADMIN or event.subject.startswith(self._desk.tenant_subject(key.tenant) + "."):
+            return True
+        if not event.subject.startswith(subjects.signers_head("")):
+            return False
+        try:
+            head = msgspec.msgpack.decode(event.data, type=RegistryEvent).head
+        except msgspec.MsgspecError:
+            # It is not what it was, which is what an audit looks for.
+            return True
+        assert isinstance(head, SignersHead), "a subject of signing keys holds nothing else"
+        return head.principal == REGISTRY_PRINCIPAL or head.principal.endswith(f"@{key.tenant}")
 
 
 def _check_size(old_size: int) -> None:

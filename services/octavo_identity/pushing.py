@@ -15,7 +15,7 @@ from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
-from octavo_identity.statements import Offered, Statements
+from octavo_identity.statements import OfferedProvenance, Statements
 from octavo_identity.states import is_retired
 from octavo_identity.tags import check_tags, with_tags
 from octavo_shared.clock import wall_ms
@@ -133,8 +133,8 @@ class Pushing:
         raise RevisionConflict
 
     async def _add(
-        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built, offered: Offered | None,
-        number: int, place: str,
+        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built,
+        offered: OfferedProvenance | None, number: int, place: str,
     ) -> AdapterHead:  # fmt: skip
         header = built.header
         revision = messages.Revision(

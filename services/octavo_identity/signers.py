@@ -12,6 +12,7 @@ from octavo_shared import dsse, subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, PublicKey
 from octavo_shared.errors import InvalidRequest, RevisionConflict
+from octavo_shared.messages.provenance import StatementSigner
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL, SIGNERS_MAX
 
 _ATTEMPTS_MAX = 8
@@ -47,6 +48,20 @@ class Signers:
             if at < sequence:
                 return _signers_head(event), at
         return SignersHead(principal), 0
+
+    async def shown(self, envelope: Envelope, actor: str, sequence: int) -> tuple[StatementSigner, ...]:
+        """Return the keys of ``actor`` and of the registry that signed an envelope of the event ``sequence``."""
+        found = []
+        for principal in (actor, REGISTRY_PRINCIPAL):
+            then, at = await self.as_of(principal, sequence)
+            now = await self.of(principal)
+            for key_id in envelope.key_ids:
+                if (today := now.find(key_id)) is not None:
+                    known = then.find(key_id)
+                    is_valid = known is not None and known.revoked_at_ms is None
+                    pem = PublicKey(today.public_key).pem
+                    found.append(StatementSigner(key_id, principal, pem, is_valid, at, today.revoked_at_ms))
+        return tuple(found)
 
     async def register(self, principal: str, key: PublicKey, actor: str) -> SignersHead:
         """Add a key; raises ``InvalidRequest`` for one that was revoked, and for one too many."""

@@ -4,34 +4,39 @@ Its one subject is the pack: ``tenant/adapter`` and the digest of the bytes that
 and whatever is wrong in one is refused by the name of its field.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from octavo_shared import dsse
 from octavo_shared.errors import InvalidRequest, ParentMoved, ProvenanceRefused
+from octavo_shared.intoto import (
+    FIELD,
+    STATEMENT_TYPE,
+    Count,
+    DigestSet,
+    Resource,
+    Strict,
+    Subject,
+    Text,
+    parse_statement,
+    subject_of,
+)
 from octavo_shared.lora_config import LoraConfig
 from octavo_shared.references import Digest, Fingerprint
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:octavo:adapter-provenance:1"
 FACTS_BYTES_MAX = 16 * 1024
 _PARAMETERS_MAX = 48
-_FIELD = "statement"
-_FIELD_CHARS_MAX = 80
 _RATE_MAX = 1e6
 LORA_RULE = "alpha / rank"
 RSLORA_RULE = "alpha / sqrt(rank)"
 
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-_Sha256Text = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 _Value = (
     Annotated[str, msgspec.Meta(max_length=256)] | bool | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float
@@ -39,66 +44,40 @@ _Value = (
 Parameters = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=_PARAMETERS_MAX)]
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Something unknown in a statement is something that nobody here has checked."""
-
-
-class Trainer(_Strict, frozen=True):
+class Trainer(Strict, frozen=True):
     """The program that trained it."""
 
-    name: _Text
-    version: _Text
+    name: Text
+    version: Text
 
 
-class Code(_Strict, frozen=True):
+class Code(Strict, frozen=True):
     """Which code ran, as ``revision`` (a commit) of what lies at ``uri``."""
 
-    uri: _Text
-    revision: _Text
+    uri: Text
+    revision: Text
 
 
-class GivenData(_Strict, frozen=True):
-    digest: _Sha256Text
-    rows: _Count
+class GivenData(Strict, frozen=True):
+    digest: _Digest
+    rows: Count
 
 
-class Facts(_Strict, frozen=True):
+class Facts(Strict, frozen=True):
     """What only the pusher knows, as it stands in the file of ``octavo push --provenance``."""
 
     data: GivenData | None = None
     trainer: Trainer | None = None
-    hyperparameters: Parameters = {}
+    hyperparameters: Parameters = msgspec.field(default_factory=dict)
     code: Code | None = None
 
 
 _NOTHING = Facts()
 
 
-class DigestSet(_Strict, frozen=True):
-    """In-toto's form of a digest."""
-
-    sha256: _Sha256
-
-    @classmethod
-    def of(cls, digest: str) -> "DigestSet":
-        return cls(digest.removeprefix("sha256:"))
-
-    def __str__(self) -> str:
-        return f"sha256:{self.sha256}"
-
-
-class Resource(_Strict, frozen=True):
+class Data(Strict, frozen=True):
     digest: DigestSet
-
-
-class Data(_Strict, frozen=True):
-    digest: DigestSet
-    rows: _Count
-
-
-class Subject(_Strict, frozen=True):
-    name: _Text
-    digest: DigestSet
+    rows: Count
 
 
 class Making(StrEnum):
@@ -107,24 +86,24 @@ class Making(StrEnum):
     """Nothing was trained: it is its parent, under another name."""
 
 
-class Predicate(_Strict, frozen=True, rename="camel"):
+class Predicate(Strict, frozen=True, rename="camel"):
     """``parent`` is what was served when it was pushed, or what it was branched from.
 
     ``hyperparameters`` always hold ``rank``, ``alpha`` and ``alpha_rule`` of a push: those of the pack itself.
     """
 
     making: Making
-    pushed_by: _Text
+    pushed_by: Text
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     base: Resource
     parent: Resource | None = None
     data: Data | None = None
     trainer: Trainer | None = None
-    hyperparameters: Parameters = {}
+    hyperparameters: Parameters = msgspec.field(default_factory=dict)
     code: Code | None = None
 
 
-class Statement(_Strict, frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
+class Statement(Strict, frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
     type: str
     subject: tuple[Subject, ...]
     predicate_type: str
@@ -157,29 +136,15 @@ def build(made: Made, at_ms: int, facts: Facts = _NOTHING) -> bytes:
         hyperparameters=_parameters_of(made.config) | facts.hyperparameters,
         code=facts.code,
     )
-    subject = Subject(made.adapter, DigestSet.of(made.digest))
-    statement = Statement(STATEMENT_TYPE, (subject,), PREDICATE_TYPE, predicate)
+    statement = Statement(STATEMENT_TYPE, subject_of(made.adapter, made.digest), PREDICATE_TYPE, predicate)
     check_made(statement, made)
     return dsse.encode_json(statement)
 
 
 def parse(payload: bytes) -> Statement:
     """Return the statement that ``payload`` is; raises ``InvalidRequest`` that names what is wrong with it."""
-    statement = dsse.parse_json(payload, Statement, _FIELD)
-    for field, said, wanted in (
-        ("_type", statement.type, STATEMENT_TYPE),
-        ("predicateType", statement.predicate_type, PREDICATE_TYPE),
-    ):
-        if said != wanted:
-            raise InvalidRequest(f"{_FIELD}.{field}", f"must be {wanted!r}")
-    if len(statement.subject) != 1:
-        raise InvalidRequest(f"{_FIELD}.subject", "must be one: the pack")
+    statement = parse_statement(payload, Statement, PREDICATE_TYPE)
     _check_hyperparameters(statement.predicate.hyperparameters)
-    try:
-        # Readers differ in which of two members of one name they take.
-        json.loads(payload, object_pairs_hook=_unique)
-    except _Repeated as repeated:
-        raise InvalidRequest(f"{_FIELD}.{repeated}"[:_FIELD_CHARS_MAX], "is there more than once") from None
     return statement
 
 
@@ -229,22 +194,9 @@ def _resource(digest: Digest | None) -> Resource | None:
     return Resource(DigestSet.of(digest)) if digest else None
 
 
-def _check_hyperparameters(given: Mapping[str, _Value], where: str = f"{_FIELD}.predicate") -> None:
+def _check_hyperparameters(given: Mapping[str, _Value], where: str = f"{FIELD}.predicate") -> None:
     rate, steps = given.get("learning_rate"), given.get("steps")
     if rate is not None and (isinstance(rate, bool | str) or not 0 <= rate < _RATE_MAX):
         raise InvalidRequest(f"{where}.hyperparameters.learning_rate", f"must be a number from 0 to {_RATE_MAX:.0f}")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
         raise InvalidRequest(f"{where}.hyperparameters.steps", "must be a whole number from 0 on")
-
-
-class _Repeated(Exception):
-    """Its text is the name of a member that an object has twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _Repeated(name)
-        found[name] = value
-    return found

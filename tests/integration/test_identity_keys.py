@@ -16,6 +16,7 @@ from octavo_identity.records import KeyHead, RegistryEvent
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
+from octavo_shared.dsse import Signer
 from octavo_shared.errors import InvalidRequest, NotPermitted, OctavoError, Unauthenticated
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.keys import Scope
@@ -239,13 +240,20 @@ async def test_a_tenants_auditor_reads_its_tenants_events_and_proves_the_rest(ad
     bob = await admin.new_key("away", "bob")
     await alice.push("home/diary")
     await bob.push("away/poems")
+    for number, who in enumerate((alice, bob)):
+        await who.ask("register_signer", public_key=Signer(bytes([number]) * 32).public_key.pem)
+    last = (await HeadStore(admin.bus, 1).state()).last_sequence
     async with asyncio.timeout(10):
-        while (page := await admin.ask("audit", first=1)).events[-1].sequence < 8:
+        while (page := await admin.ask("audit", first=1)).events[-1].sequence < last:
             await asyncio.sleep(0.05)
     seen = await tess.ask("audit", first=1)
     handle = (await alice.resolve("home/diary")).adapter
     assert handle is not None
-    assert [event for event in page.events if event.subject.endswith(handle.adapter_id)] == list(seen.events)
+    keys = [event for event in page.events if event.subject.startswith(subjects.signers_head(""))]
+    assert len(keys) == 3
+    # Of signing keys those of its own people and the registry's, which public statements are verified with.
+    mine = [event for event in page.events if event.subject.endswith(handle.adapter_id) or event in keys[:2]]
+    assert mine == list(seen.events)
     assert seen.leaf_hashes[: len(page.leaf_hashes)] == page.leaf_hashes
     shown = {event.sequence for event in seen.events}
     assert set(seen.withheld) == set(range(1, len(seen.leaf_hashes) + 1)) - shown

@@ -1,36 +1,16 @@
 """``octavo import`` from a directory to the registry: real NATS and S3, identity, a gateway, the command line."""
 
-import contextlib
 import json
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from octavo_cli.answers import ClientError
 from octavo_cli.import_source import chunks_of, sources_of
-from octavo_cli.processes import free_port
 from octavo_shared.config import StoreSettings
-from support.adapters import TINY_FINGERPRINT, config_json, write_adapter
-from support.command_world import alice_of, gateway, octavo
-from support.fakes import Exchange, FakeWorker
-from support.identity_rig import Client, own_identity
-
-
-@contextlib.asynccontextmanager
-async def world(settings: StoreSettings, folder: Path) -> AsyncIterator[tuple[Client, str, str]]:
-    """Yield alice@home, her key and the URL of a gateway that has heard of a worker with the tiny base."""
-
-    async def busy(exchange: Exchange) -> None:
-        await exchange.busy()
-
-    async with own_identity(settings, folder) as admin:
-        alice, key = await alice_of(admin)
-        worker = FakeWorker(admin.bus, "w1", busy)
-        worker.base = TINY_FINGERPRINT
-        async with gateway(admin, settings, free_port()) as url, worker:
-            yield alice, key, url
+from support.adapters import config_json, write_adapter
+from support.command_world import octavo, pushing_world
 
 
 async def test_a_directory_is_imported_and_what_stopped_goes_on(store_settings: StoreSettings, tmp_path: Path) -> None:
@@ -41,7 +21,7 @@ async def test_a_directory_is_imported_and_what_stopped_goes_on(store_settings: 
     (many / "a08" / "adapter_model.safetensors").unlink()
     write_adapter(many / "Not A Name")
     (many / "notes").mkdir()
-    async with world(store_settings, tmp_path) as (alice, key, url):
+    async with pushing_world(store_settings, tmp_path) as (alice, key, url):
         await alice.push("home/a03", 99)
         code, said = await octavo(url, key, tmp_path, "import", str(many), "--tenant", "home")
         assert code == 1
@@ -72,7 +52,7 @@ async def test_a_manifest_says_what_adapters_are_called_and_how_they_are_tagged(
     lines[2] |= {"alias": None}
     lines[3] |= {"adapter": "away/m3"}
     (many / "MANIFEST.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    async with world(store_settings, tmp_path) as (alice, key, url):
+    async with pushing_world(store_settings, tmp_path) as (alice, key, url):
         code, said = await octavo(url, key, tmp_path, "import", str(many / "MANIFEST.jsonl"))
         assert code == 1
         assert "away/m3: no such adapter or revision, or this key may not use it (adapter_not_found)" in said

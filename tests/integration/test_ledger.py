@@ -55,6 +55,7 @@ async def test_revisions_are_proven_and_the_whole_is_audited_on_the_command_line
                 assert f"home/diary@{number}  {info.latest.digest}" in said
                 assert "proven: " in said
                 assert "revision_added by alice@home" in said
+                assert "its statement is signed by the registry (key " in said
             assert "as pinned before" in said
             await alice.push("home/diary", 3)
             code, said = await octavo(url, key, tmp_path, "verify", "home/diary")
@@ -64,6 +65,7 @@ async def test_revisions_are_proven_and_the_whole_is_audited_on_the_command_line
             code, said = await octavo(url, admin_key, tmp_path, "verify", "--all")
             assert code == 0, said
             assert "none is changed, missing or out of place" in said
+            assert "statements: 0 signed by their people and the registry, 3 by the registry alone, 0 bad" in said
             for words in (["home/nothing"], ["home/diary@4"], ["--all"], [], ["home/diary", "--all"]):
                 code, said = await octavo(url, key, tmp_path, "verify", *words)
                 assert (code, said.count("octavo: ")) == (1, 1), said
@@ -258,7 +260,7 @@ async def test_a_proof_waits_for_a_view_that_another_replicas_push_has_not_come_
     await one.catch_up()
     await one.add_revisions("home/diary", 1)
     request = m.Prove(credential=ROOT_KEY, reference="home/diary@2")
-    asking = asyncio.create_task(Proving(one.desk, ledger).prove(request))
+    asking = asyncio.create_task(Proving(one.desk, ledger, one.signers).prove(request))
     async with asyncio.timeout(5):
         while one.projection._wanted < 3 and not asking.done():
             await asyncio.sleep(0.01)
@@ -278,7 +280,7 @@ async def test_a_stream_that_contradicts_what_was_signed_is_never_signed(one: Pa
         await ledger.sign_behind()
     assert (await newest(one)).size == 2
     await one.catch_up()
-    proving = Proving(one.desk, ledger)
+    proving = Proving(one.desk, ledger, one.signers)
     page = await proving.audit(m.Audit(credential=ROOT_KEY, first=1))
     with pytest.raises(NotProven):
         audit_page(page)
@@ -288,7 +290,7 @@ async def test_without_a_checkpoint_of_it_an_event_is_not_proven(one: Parts, mon
     monkeypatch.setattr("octavo_identity.ledger._WAIT_S", 0.1)
     ledger = await ledger_of(one)
     await one.catch_up()
-    proving = Proving(one.desk, ledger)
+    proving = Proving(one.desk, ledger, one.signers)
     with pytest.raises(DependencyUnavailable, match="the ledger"):
         await proving.audit(m.Audit(credential=ROOT_KEY, first=1))
 
@@ -323,9 +325,9 @@ async def test_an_audit_names_the_event_that_was_changed_in_the_stream(one: Part
     heads = TamperedHeads(one.heads._stream._bus, 1)
     one.desk.heads = heads
     request = m.Audit(credential=ROOT_KEY, first=1)
-    assert audit_page(await Proving(one.desk, ledger).audit(request)).size == 10
+    assert audit_page(await Proving(one.desk, ledger, one.signers).audit(request)).size == 10
     heads.sequence = 6
-    page = await Proving(one.desk, ledger).audit(request)
+    page = await Proving(one.desk, ledger, one.signers).audit(request)
     with pytest.raises(NotProven, match="event 6 is not what it was"):
         audit_page(page)
 
@@ -344,7 +346,7 @@ async def test_an_audit_names_the_event_that_the_stream_has_lost(sequence: int, 
         key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", m.Role.ADMIN)
         await heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, key))
         await bus.jetstream.delete_msg(subjects.REGISTRY_STREAM, sequence)
-        page = await Proving(one.desk, ledger).audit(m.Audit(credential=ROOT_KEY, first=1))
+        page = await Proving(one.desk, ledger, one.signers).audit(m.Audit(credential=ROOT_KEY, first=1))
         with pytest.raises(NotProven, match=f"event {sequence} is missing"):
             audit_page(page)
         projection.close()
@@ -359,7 +361,7 @@ async def test_a_large_audit_comes_in_pages(one: Parts, monkeypatch: pytest.Monk
     auditor, num_pages = Auditor(Trusted(SIGNER.verifier)), 0
     while not auditor.is_done:
         request = m.Audit(credential=ROOT_KEY, first=auditor.next_sequence, num_max=16)
-        page = await Proving(one.desk, ledger).audit(request)
+        page = await Proving(one.desk, ledger, one.signers).audit(request)
         assert sum(len(event.data) for event in page.events) < 40_000
         auditor.take(page)
         num_pages += 1

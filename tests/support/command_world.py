@@ -9,13 +9,16 @@ from pathlib import Path
 
 import msgspec
 
+from octavo_cli.processes import free_port
 from octavo_gateway.credentials import new_key
 from octavo_gateway.service import Gateway
 from octavo_gateway.settings import GatewaySettings
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.messages import identity as m
-from support.identity_rig import Client
+from support.adapters import TINY_FINGERPRINT
+from support.fakes import Exchange, FakeWorker
+from support.identity_rig import Client, own_identity
 
 
 @contextlib.asynccontextmanager
@@ -30,6 +33,21 @@ async def gateway(admin: Client, settings: StoreSettings, port: int) -> AsyncIte
         Gateway(own, bus, admin.store).running(),
     ):
         yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.asynccontextmanager
+async def pushing_world(settings: StoreSettings, folder: Path) -> AsyncIterator[tuple[Client, str, str]]:
+    """Yield alice@home, her key and the URL of a gateway that has heard of a worker with the tiny base."""
+
+    async def busy(exchange: Exchange) -> None:
+        await exchange.busy()
+
+    async with own_identity(settings, folder) as admin:
+        alice, key = await alice_of(admin)
+        worker = FakeWorker(admin.bus, "w1", busy)
+        worker.base = TINY_FINGERPRINT
+        async with gateway(admin, settings, free_port()) as url, worker:
+            yield alice, key, url
 
 
 async def octavo(url: str, key: str, config: Path, *words: str) -> tuple[int, str]:

@@ -178,6 +178,11 @@ class Parts:
     desk: Desk
     keys: DataKeys
 
+    @property
+    def signers(self) -> Signers:
+        """Signing keys, with the registry's own."""
+        return Signers(self.heads, self.ids, dsse.Signer(self.ids.provenance_seed()))
+
     async def catch_up(self) -> None:
         """Let the view follow until it has all that is in the stream now, and no further."""
         last = (await self.heads.state()).last_sequence

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import Digest, Fingerprint
 
@@ -12,6 +13,8 @@ RULES_MAX = 16
 EVALUATORS_MAX = 16
 EVALUATIONS_MAX = 200
 """Of one revision in one answer."""
+SIGNED_EVALUATIONS_MAX = 50
+"""The same, with their statements."""
 
 
 class Metric(StrEnum):
@@ -39,7 +42,10 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """What ``evaluator`` found when it ran a suite on revision ``number``; ``suite_digest`` is that of its file."""
+    """What ``evaluator`` found when it ran a suite on revision ``number``; ``suite_digest`` is that of its file.
+
+    ``is_signed``: by the evaluator's own key, and not by the registry alone.
+    """
 
     number: int
     digest: Digest
@@ -49,6 +55,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     scores: tuple[Score, ...]
     evaluator: str
     at_ms: int
+    is_signed: bool = False
 
     def score(self, metric: Metric) -> Score | None:
         return next((score for score in self.scores if score.metric is metric), None)
@@ -77,7 +84,8 @@ class Gate(msgspec.Struct, frozen=True):
 class Evaluate(Write, frozen=True, kw_only=True):
     """Record what a suite's run gave. ``base`` is the base that the answers came from; another one is refused.
 
-    The same finding again is no event.
+    The same finding again is no event, unless it is signed now and was not before. ``statement`` is the finding as the
+    evaluator signed it; without one the registry makes one and signs alone.
     """
 
     reference: str
@@ -85,13 +93,18 @@ class Evaluate(Write, frozen=True, kw_only=True):
     suite_digest: Digest
     scores: tuple[Score, ...]
     base: Fingerprint
+    statement: Envelope | None = None
 
 
 class ListEvaluations(Request, frozen=True, kw_only=True):
-    """Ask for the evaluations of the revision that ``reference`` names, newest first."""
+    """Ask for the evaluations of the revision that ``reference`` names, newest first.
+
+    ``with_statements``: as they were signed, with the keys that signed them; then at most ``SIGNED_EVALUATIONS_MAX``.
+    """
 
     reference: str
     num_max: int = 100
+    with_statements: bool = False
 
 
 class GetGate(Request, frozen=True, kw_only=True):

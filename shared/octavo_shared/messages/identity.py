@@ -31,7 +31,7 @@ from octavo_shared.messages.keys import RevokeKey as RevokeKey
 from octavo_shared.messages.keys import Role as Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
 from octavo_shared.messages.privacy import DataKey, Erase, Erased, Erasures, ErasuresSince, Unwrap
-from octavo_shared.messages.provenance import GetLineage, GetProvenance, Lineage, Provenance
+from octavo_shared.messages.provenance import GetLineage, GetProvenance, Lineage, Provenance, StatementSigner
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.messages.signers import ListSigners, RegisterSigner, RevokeSigner, SignerInfo, SignerList
@@ -275,10 +275,12 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class EvaluationEntry(msgspec.Struct, frozen=True):
-    """``sequence`` is that of its event."""
+    """``sequence`` is that of its event. ``envelope`` and ``signers`` are as in ``Provenance``, if they were wanted."""
 
     evaluation: Evaluation
     sequence: int
+    envelope: Envelope | None = None
+    signers: tuple[StatementSigner, ...] = ()
 
 
 class EvaluationList(msgspec.Struct, frozen=True):

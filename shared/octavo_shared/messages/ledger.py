@@ -42,8 +42,19 @@ class SignedRoot(msgspec.Struct, frozen=True):
     consistency: tuple[bytes, ...] = ()
 
 
+class SignerProof(msgspec.Struct, frozen=True):
+    """The event that left the signing keys of ``principal`` as they were, and the path from it to the same root."""
+
+    principal: str
+    event: LedgerEvent
+    inclusion: tuple[bytes, ...]
+
+
 class RevisionProof(msgspec.Struct, frozen=True):
-    """The event that made a revision, the path from it to the checkpoint's root, and what identity says that it is."""
+    """The event that made a revision, the path from it to the checkpoint's root, and what identity says that it is.
+
+    ``signers`` prove whose the keys were that signed its statement, when it came into the ledger.
+    """
 
     name: str
     number: int
@@ -51,6 +62,7 @@ class RevisionProof(msgspec.Struct, frozen=True):
     event: LedgerEvent
     inclusion: tuple[bytes, ...]
     signed: SignedRoot
+    signers: tuple[SignerProof, ...] = ()
 
 
 class AuditPage(msgspec.Struct, frozen=True):
