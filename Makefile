@@ -9,7 +9,7 @@ PEERS_STAMP := .venv-peers/.octavo-setup
 # As a worker is run: its threads sleep soon at a barrier, because they may share their cores.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help setup base demo up test test-unit check bench-engine bench-sealing bench-peers chaos-registry
+.PHONY: help setup base demo up test test-unit check bench-engine bench-sealing bench-signing bench-peers chaos-registry
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -52,6 +52,9 @@ bench-engine: base  ## the engine against its own floors and ceilings; some minu
 
 bench-sealing: $(STAMP)  ## what encrypting packs costs a push and a cold load; some seconds
 	@$(BIN)/python -m bench.sealing
+
+bench-signing: $(STAMP)  ## what signed statements cost a push and a reader; some seconds
+	@$(BIN)/python -m bench.signing
 
 bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
 	@$(BIN)/python -m bench.peers
