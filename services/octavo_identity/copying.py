@@ -1,5 +1,8 @@
 """Many messages of a stream for one request, from whichever replica answers: for copies, never for a decision."""
 
+import asyncio
+import contextlib
+
 import msgspec
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -26,14 +29,37 @@ async def copy_run(bus: Bus, stream: str, first: int, last: int) -> dict[int, Le
         raise DependencyUnavailable("NATS")
     request = msgspec.json.encode({"seq": first, "batch": last - first + 1, "max_bytes": _BYTES_MAX})
     found: dict[int, LedgerEvent] = {}
+    ended = asyncio.get_running_loop().create_future()
+
+    async def take(message: Msg) -> None:
+        event = _event(message)
+        if event is not None:
+            found[event.sequence] = event
+        elif not ended.done():
+            ended.set_result(None)
+
     try:
-        async with bus.inbox(2 * COPIED_MAX) as (inbox, answers):
+        inbox = bus.client.new_inbox()
+        # A callback: to wait for each of a thousand messages takes longer than to look at it.
+        subscription = await bus.client.subscribe(inbox, cb=take, pending_msgs_limit=2 * COPIED_MAX)
+        try:
             await bus.client.publish(subjects.copies(stream), request, reply=inbox)
-            while (event := _event(await answers.next_msg(timeout=_TIMEOUT_S))) is not None:
-                found[event.sequence] = event
-    except (NatsError, OSError, ValueError) as error:
+            await _until(ended, found)
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+    except (NatsError, OSError) as error:
         raise DependencyUnavailable("JetStream") from error
     return {sequence: event for sequence, event in found.items() if first <= sequence <= last}
+
+
+async def _until(ended: "asyncio.Future[None]", found: dict[int, LedgerEvent]) -> None:
+    """Return when the answer has ended; raises ``TimeoutError`` when nothing of it came for a while."""
+    while not ended.done():
+        num_found = len(found)
+        await asyncio.wait([ended], timeout=_TIMEOUT_S)
+        if not ended.done() and len(found) == num_found:
+            raise TimeoutError
 
 
 def _event(message: Msg) -> LedgerEvent | None:

@@ -6,6 +6,7 @@ import hmac
 import os
 import re
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 from octavo_shared.config import ConfigError
@@ -14,6 +15,7 @@ from octavo_shared.references import AdapterId, TenantId
 _SHARD = "s0"
 _SECRET = re.compile(r"[0-9a-f]{64}\Z")
 _TAG_LENGTH = 16
+_REMEMBERED_MAX = 4_096
 
 
 def load_secret(folder: Path) -> bytes:
@@ -68,19 +70,26 @@ class Ids:
     """Derives ids from the deployment secret."""
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self._keyed = hmac.new(secret, digestmod=hashlib.sha256)
+        # A push asks for the same ids a dozen times. Bounded: anybody may name what does not exist.
+        self._tenant_mac = lru_cache(_REMEMBERED_MAX)(self._mac)
+        self._adapter_mac = lru_cache(_REMEMBERED_MAX)(self._mac_of_adapter)
 
     def _mac(self, *parts: str) -> str:
-        return hmac.new(self._secret, "\0".join(parts).encode(), hashlib.sha256).hexdigest()
+        mac = self._keyed.copy()
+        mac.update("\0".join(parts).encode())
+        return mac.hexdigest()
+
+    def _mac_of_adapter(self, tenant: str, adapter: str, incarnation: int) -> str:
+        tenant_secret = bytes.fromhex(self._tenant_mac("tenant secret", tenant))
+        return hmac.digest(tenant_secret, f"{adapter}\0{incarnation}".encode(), "sha256").hex()
 
     def tenant(self, tenant: str) -> TenantId:
-        return TenantId(self._mac("tenant", tenant)[:24])
+        return TenantId(self._tenant_mac("tenant", tenant)[:24])
 
     def adapter(self, tenant: str, adapter: str, incarnation: int = 0) -> AdapterId:
         """``incarnation`` counts erasures of the name."""
-        tenant_secret = bytes.fromhex(self._mac("tenant secret", tenant))
-        mac = hmac.new(tenant_secret, f"{adapter}\0{incarnation}".encode(), hashlib.sha256)
-        return AdapterId(mac.hexdigest()[:32])
+        return AdapterId(self._adapter_mac(tenant, adapter, incarnation)[:32])
 
     def principal(self, principal: str) -> str:
         """Return what stands for a principal in a subject."""
@@ -93,7 +102,7 @@ class Ids:
 
     def deployment(self) -> bytes:
         """Return what tells secrets apart without telling any."""
-        return hmac.new(self._secret, b"octavo deployment", hashlib.sha256).digest()
+        return bytes.fromhex(self._mac("octavo deployment"))
 
     def ledger_seed(self) -> bytes:
         """Return the seed of the key that signs checkpoints, where no other is configured."""

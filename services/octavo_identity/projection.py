@@ -1,24 +1,23 @@
 """A rebuildable view of the registry for listing, sweeping, finding and proving; it never decides who may do what."""
 
 import asyncio
-import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from octavo_identity.applying import APPLIED_MAX, apply_events, copy_events
 from octavo_identity.catalogue import Catalogue, Hint, Page, Position
-from octavo_identity.copying import COPIED_MAX
-from octavo_identity.heads import HeadStore, event_of
+from octavo_identity.heads import HeadStore
 from octavo_identity.records import KeyHead
 from octavo_identity.search import Search
 from octavo_identity.stream import StreamState
+from octavo_identity.view_maker import MakerEnded, ViewMaker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
-from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.telemetry import log
 
@@ -27,11 +26,11 @@ _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
 _NEAR_EVENTS = 4_096
 """So many are read within seconds."""
-_BATCH_EVENTS = 4 * COPIED_MAX
-"""Applied in one transaction: of pages that many of them change, each is written once."""
-_GROWN_TOGETHER = 4_096
-"""Some milliseconds of hashing, between which the loop does other things."""
-_REPORT_EVERY = 16 * _BATCH_EVENTS
+_MAKER_IDLE_S = 30.0
+"""Many imports come close behind one another."""
+_GROWN_TOGETHER = 256
+"""Half a millisecond of hashing, between which the loop does other things."""
+_REPORT_EVERY = 16 * APPLIED_MAX
 _VIEW = "the view of the registry"
 _ERASURES_MAX = 100
 
@@ -47,8 +46,10 @@ class Projection:
     ``is_caught_up`` says that all of the stream has been in it once: before, it lacks what it has not come to yet.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, maker: ViewMaker | None = None) -> None:
+        """With a ``maker`` of the same file, whatever is far behind is left to it."""
         self._catalogue = Catalogue(path)
+        self._maker = maker
         self._position = self._catalogue.position()
         self.tree = Tree()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="projection-write")
@@ -81,6 +82,8 @@ class Projection:
             await self._follow(heads)
         finally:
             self._is_followed = False
+            if self._maker is not None:
+                await self._maker.rest()
 
     async def _follow(self, heads: HeadStore) -> None:
         while True:
@@ -109,33 +112,34 @@ class Projection:
         elif state.last_sequence < self.sequence:
             await self._begin_again(state, "the stream has lost events that were in it")
         last, first = state.last_sequence, self.sequence + 1
-        until = min(last, self.sequence + _BATCH_EVENTS)
+        until = min(last, self.sequence + APPLIED_MAX)
         if until >= first:
-            stored: list[LedgerEvent] = []
-            for begin in range(first, until + 1, COPIED_MAX):
-                stored += await heads.copy_range(begin, min(begin + COPIED_MAX - 1, until))
             position = Position(state.created, until, self._position.begun_ms)
-            leaves = await self._write(partial(self._apply, stored, position))
-            for leaf in leaves:
-                self.tree.append(leaf)
+            leaves = await self._apply(heads, last, position)
+            # Those are there already that a follower had come to when it was cancelled here.
+            await _grow(self.tree, leaves[self.tree.size - self.sequence :])
             self._position = position
-        if until < last and until % _REPORT_EVERY < _BATCH_EVENTS:
+        elif self._maker is not None:
+            await self._maker.rest(_MAKER_IDLE_S)
+        if until < last and until % _REPORT_EVERY < APPLIED_MAX:
             log.info("projection_advanced", sequence=until, last=last)
         self.is_caught_up = self.is_caught_up or until == last
         async with self._advanced:
             self._advanced.notify_all()
         return until < last
 
-    def _apply(self, stored: list[LedgerEvent], position: Position) -> list[bytes]:
-        """Take over what is in the stream, and return the leaf hashes; runs on the thread that writes."""
-        leaves = [(one.sequence, one.leaf_hash()) for one in stored]
-        events = []
-        for one in stored:
-            # A damaged event tells nothing. It has a leaf all the same, from which the ledger sees the damage.
-            with contextlib.suppress(DependencyUnavailable):
-                events.append((event_of(one), one.sequence))
-        self._catalogue.apply(events, position, leaves)
-        return [leaf for _, leaf in leaves]
+    async def _apply(self, heads: HeadStore, last: int, position: Position) -> list[bytes]:
+        """Take over what is in the stream up to ``position``, and return the leaf hashes."""
+        first = self.sequence + 1
+        if self._maker is not None and last - first >= _NEAR_EVENTS:
+            try:
+                return await self._maker.apply(first, last, position)
+            except MakerEnded as ended:
+                log.warning("view_maker_ended", reason=str(ended))
+                # Here it is slow for whoever asks meanwhile, but it comes to its end.
+                self._maker = None
+        stored = await copy_events(heads, first, position.sequence)
+        return await self._write(partial(apply_events, self._catalogue, stored, position))
 
     async def _begin_again(self, state: StreamState, reason: str) -> None:
         begun_ms = self._position.begun_ms
@@ -153,8 +157,7 @@ class Projection:
             leaves = await asyncio.get_running_loop().run_in_executor(self._reading, read)
             if not leaves or any(len(leaf) != HASH_BYTES for leaf in leaves):
                 raise sqlite3.DatabaseError("it lacks leaves of the ledger")
-            for leaf in leaves:
-                tree.append(leaf)
+            await _grow(tree, leaves)
         self.tree = tree
 
     def rebuild(self, reason: str) -> None:
@@ -166,6 +169,9 @@ class Projection:
     async def _empty(self, position: Position) -> None:
         self.is_caught_up = False
         self.tree = Tree()
+        if self._maker is not None:
+            # It has the file open that is deleted now.
+            await self._maker.rest()
         await self._write(lambda: self._catalogue.begin_again(position))
         self._position = position
 
@@ -272,3 +278,10 @@ class Projection:
         for threads in (self._writing, self._reading):
             threads.shutdown(cancel_futures=True)
         self._catalogue.close()
+
+
+async def _grow(tree: Tree, leaves: Sequence[bytes]) -> None:
+    for begin in range(0, len(leaves), _GROWN_TOGETHER):
+        for leaf in leaves[begin : begin + _GROWN_TOGETHER]:
+            tree.append(leaf)
+        await asyncio.sleep(0)

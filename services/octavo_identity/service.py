@@ -38,6 +38,7 @@ from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
+from octavo_identity.view_maker import ViewMaker
 from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus, Handler
 from octavo_shared.checkpoint import Signer
@@ -74,7 +75,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
-            projection = Projection(settings.identity_dir / "projection.sqlite")
+            view_file = settings.identity_dir / "projection.sqlite"
+            projection = Projection(view_file, ViewMaker(view_file, settings.nats_url, settings.nats_seed_file))
             following = projection
 
             def is_ready() -> bool:

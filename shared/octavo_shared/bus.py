@@ -52,6 +52,19 @@ class _Client(Client):
             self._transport.close()  # type: ignore[no-untyped-call]
         await super()._connect_to_server(server)
 
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        """Return what it returns there, but without a look at each character of each name: a copy of the registry has
+        ten headers in each message, and that was a third of what it took.
+        """
+        found: dict[str, str] = {}
+        for line in raw.split(b"\r\n"):
+            name, separator, value = line.partition(b":")
+            name = name.strip()
+            if separator and name.isascii() and len(name.split()) < 2:
+                found[name.decode("ascii")] = value.strip().decode("utf-8", "replace")
+        return found
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
             await super()._process_msg(sid, subject, reply, data, headers)

@@ -1,0 +1,130 @@
+"""How long resolving takes: one after the other, of adapters that are drawn at random."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from bench.million.blocks import block_starts
+from bench.million.client import Client
+from bench.million.population import Population
+from bench.million.rig import Rig
+from octavo_identity.heads import HeadStore
+from octavo_identity.records import AdapterHead
+from octavo_shared.errors import OctavoError
+from octavo_shared.subjects import REGISTRY_STREAM
+
+_NUM_WARM_UPS = 300
+_PICKS_TRIES_MAX = 32
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of each answer; ``num_failed`` others were errors."""
+
+    ms: Sequence[float]
+    num_failed: int = 0
+
+    def quantile_ms(self, share: float) -> float:
+        return float(np.quantile(self.ms, share)) if len(self.ms) else float("nan")
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An adapter whose head lies in a block of the stream: ``block`` counts from 0."""
+
+    block: int
+    number: int
+
+
+async def timed_ms(work: Awaitable[object]) -> float:
+    """Return how long ``work`` takes."""
+    begun_s = time.perf_counter()
+    await work
+    return (time.perf_counter() - begun_s) * 1e3
+
+
+async def pick_by_block(
+    rig: Rig, heads: HeadStore, population: Population, num_rounds: int, random: Random
+) -> list[list[Pick]]:
+    """Return so many rounds of picks, one for each block in each, every round in the same order.
+
+    This reads the blocks, so they are in the server's cache afterwards.
+    """
+    last = (await heads.state()).last_sequence
+    starts = block_starts(rig.store_dir, REGISTRY_STREAM)
+    ends = [*starts[1:], last + 1]
+    order = random.sample(range(len(starts)), len(starts))
+    return [
+        [
+            Pick(block, number)
+            for block in order
+            if (number := await _pick(heads, population, random, starts[block], ends[block])) is not None
+        ]
+        for _ in range(num_rounds)
+    ]
+
+
+async def _pick(heads: HeadStore, population: Population, random: Random, first: int, end: int) -> int | None:
+    """Return an adapter with an event at sequence ``first`` to ``end - 1``, or None where none is met with."""
+    for _ in range(_PICKS_TRIES_MAX):
+        event = await heads.read_at(random.randrange(first, end))
+        if event is not None and event.kind == "revision_added" and isinstance(event.head, AdapterHead):
+            return population.number(event.head.name)
+    return None
+
+
+async def warm(client: Client, picks: Sequence[Pick], num_adapters: int, seconds: float, random: Random) -> Times:
+    """Resolve adapters at random for a while, back to back, when each of ``picks`` was read once."""
+    for pick in picks:
+        await client.resolve(pick.number)
+    for _ in range(_NUM_WARM_UPS):
+        await client.resolve(random.randrange(num_adapters))
+    found = []
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        found.append(await timed_ms(client.resolve(random.randrange(num_adapters))))
+    return Times(found)
+
+
+async def cold(client: Client, rounds: Sequence[Sequence[Pick]], idle_s: float) -> Times:
+    """Resolve the picks, each block no sooner than ``idle_s`` after it was read the last time.
+
+    Nothing is read for so long at first. Then a round takes as long, with its blocks at equal distances, and every
+    round has the same order.
+    """
+    found = []
+    await asyncio.sleep(idle_s)
+    loop = asyncio.get_running_loop()
+    for picks in rounds:
+        begun_s = loop.time()
+        for place, pick in enumerate(picks):
+            await asyncio.sleep(max(0.0, begun_s + idle_s * place / len(picks) - loop.time()))
+            found.append(await timed_ms(client.resolve(pick.number)))
+        # The next round's first block was read when this round began.
+        await asyncio.sleep(max(0.0, begun_s + idle_s - loop.time()))
+    return Times(found)
+
+
+async def while_busy(
+    client: Client, num_adapters: int, every_s: float, until: Callable[[], bool], random: Random
+) -> tuple[Times, Times]:
+    """Resolve an adapter every so often, and write to one every hundredth time, until ``until()``; reads, writes."""
+    reads, writes = list[float](), list[float]()
+    num_failed = [0, 0]
+    loop = asyncio.get_running_loop()
+    next_s, turn = loop.time(), 0
+    while not until():
+        turn += 1
+        is_write = turn % 100 == 0
+        work = client.tag if is_write else client.resolve
+        try:
+            (writes if is_write else reads).append(await timed_ms(work(random.randrange(num_adapters))))
+        except OctavoError:
+            num_failed[is_write] += 1
+        next_s = max(next_s + every_s, loop.time())
+        await asyncio.sleep(max(0.0, next_s - loop.time()))
+    return Times(reads, num_failed[0]), Times(writes, num_failed[1])
