@@ -192,6 +192,9 @@ class Client:
     def revoke(self, adapter: str, principal: str) -> AdapterInfo:
         return self._call("DELETE", f"{_path(adapter)}/grants/{_part(principal)}", AdapterInfo)
 
+    def transfer(self, adapter: str, owner: str) -> AdapterInfo:
+        return self._call("POST", f"{_path(adapter)}/transfer", AdapterInfo, {"owner": owner})
+
     def evict(self, adapter: str, tier: str = "cold") -> EvictReport:
         return self._call("POST", f"{_path(adapter)}/evict", EvictReport, {"tier": tier})
 

@@ -30,6 +30,7 @@ class Importer:
     client: Client
     say: Callable[[str], None]
     counts: Counter[ImportState] = field(default_factory=Counter)
+    _warned: set[str] = field(default_factory=set)
 
     def take(self, chunk: list[Source], pool: ThreadPoolExecutor) -> None:
         """Import a chunk. What is wrong with one adapter is said and counted; other failures are raised."""
@@ -52,6 +53,11 @@ class Importer:
 
     def _count(self, outcome: ImportOutcome) -> None:
         self.counts[outcome.state] += 1
+        for warning in outcome.warnings:
+            # Of thousands that sit on one base it is said once.
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.say(f"warning: {warning}")
         if outcome.refusal is not None:
             self.say(f"{outcome.adapter}: {outcome.refusal.message} ({outcome.refusal.code})")
 

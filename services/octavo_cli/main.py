@@ -11,6 +11,7 @@ import typer
 
 from octavo_cli import (
     audit_command,
+    base_commands,
     erasure_commands,
     evaluation_commands,
     import_commands,
@@ -18,6 +19,7 @@ from octavo_cli import (
     provenance_commands,
     registry_commands,
     revision_commands,
+    transfer_command,
 )
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
@@ -45,6 +47,7 @@ app.add_typer(key_commands.key_app, name="keys")
 app.add_typer(older_key_app, name="key", hidden=True)
 app.add_typer(signer_app, name="signer")
 app.add_typer(nats_app, name="nats")
+app.add_typer(base_commands.base_app, name="bases")
 
 Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
 
@@ -72,7 +75,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="a PEFT directory", exists=True, file_okay=False)],
     gateway: Gateway,
     key: Key,
-    base: Annotated[str | None, typer.Option(help="fingerprint of the base that it was trained on")] = None,
+    base: Annotated[str | None, typer.Option(help="what it was trained on: a label, a name or a fingerprint")] = None,
     dtype: Annotated[str | None, typer.Option(help="bf16 stores the small form; default: as saved")] = None,
     note: str = "",
     alias: Annotated[str, typer.Option(help="the alias that names the new revision")] = "serving",
@@ -128,7 +131,7 @@ def list_adapters(
     key: Key,
     tenant: Annotated[str, typer.Option(help="only of this tenant; to an admin all of them")] = "",
     owner: Annotated[str, typer.Option(help="user@tenant")] = "",
-    base: Annotated[str, typer.Option(help="fingerprint of the latest revision's base")] = "",
+    base: Annotated[str, typer.Option(help="the latest revision's base: a label, a name or a fingerprint")] = "",
     state: Annotated[str, typer.Option(help="of the latest revision: draft, evaluated, serving or retired")] = "",
     tag: str = "",
     prefix: Annotated[str, typer.Option(help="what tenant/adapter begins with")] = "",
@@ -168,6 +171,7 @@ def rollback(
     with Client(gateway, key) as client:
         info = client.rollback(adapter, revision, alias)
     typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
+    registry_commands.warn(info)
 
 
 app.command()(audit_command.audit)
@@ -176,6 +180,7 @@ app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)
 app.command()(revision_commands.retire)
 app.command()(revision_commands.branch)
+app.command()(transfer_command.transfer)
 app.command()(erasure_commands.erase)
 app.command()(evaluation_commands.evaluate)
 app.command()(evaluation_commands.evaluations)

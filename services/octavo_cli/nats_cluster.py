@@ -2,28 +2,40 @@
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from octavo_cli.local_servers import NatsServer
 from octavo_cli.processes import finish, free_port
 
 _NAME = "octavo"
+_NOWHERE = "127.0.0.1:1"
+
+Dial = Callable[[int, int, int], int]
+"""(number of the server that dials, number and port of the one that is dialled) → the port to dial in its place."""
 
 
 class NatsCluster:
-    """Servers that replicate streams among them. An async context manager; leaving it stops all of them."""
+    """Servers that replicate streams among them. An async context manager; leaving it stops all of them.
 
-    def __init__(self, folder: Path, num_servers: int = 3, authorization: str = "") -> None:
-        routes = [free_port() for _ in range(num_servers)]
+    With ``dial`` they reach each other only where it says; without, directly.
+    """
+
+    def __init__(self, folder: Path, num_servers: int = 3, authorization: str = "", dial: Dial | None = None) -> None:
+        ports = {number: free_port() for number in range(1, num_servers + 1)}
+
+        def routes_of(number: int) -> list[int]:
+            others = [(other, port) for other, port in ports.items() if other != number]
+            return [dial(number, other, port) if dial else port for other, port in others]
+
         self.servers = [
             NatsServer(
                 folder / f"nats-{number}",
                 authorization=authorization,
-                extra=_cluster(f"nats-{number}", port, [other for other in routes if other != port]),
+                extra=_cluster(f"nats-{number}", port, routes_of(number), is_hidden=dial is not None),
                 name=f"nats-{number}",
             )
-            for number, port in enumerate(routes, 1)
+            for number, port in ports.items()
         ]
 
     @property
@@ -57,6 +69,9 @@ class NatsCluster:
         await asyncio.gather(*(server.stop() for server in self.servers))
 
 
-def _cluster(name: str, port: int, routes: Sequence[int]) -> str:
+def _cluster(name: str, port: int, routes: Sequence[int], *, is_hidden: bool) -> str:
+    # Servers tell each other where they listen, and would find ways of their own.
+    advertise = f"  advertise: {_NOWHERE}\n" if is_hidden else ""
     others = ", ".join(f"nats-route://127.0.0.1:{other}" for other in routes)
-    return f"server_name: {name}\ncluster {{\n  name: {_NAME}\n  listen: 127.0.0.1:{port}\n  routes: [{others}]\n}}\n"
+    block = f"  name: {_NAME}\n  listen: 127.0.0.1:{port}\n{advertise}  routes: [{others}]\n"
+    return f"server_name: {name}\ncluster {{\n{block}}}\n"

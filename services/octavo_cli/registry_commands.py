@@ -5,15 +5,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from octavo_cli.answers import ClientError
+from octavo_cli.base_client import BaseClient
 from octavo_cli.client import Client
 from octavo_cli.options import Target
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.signed_push import Pushed, Signing, check_registered
+from octavo_shared.bases import base_label
 from octavo_shared.messages.fleet import TierUse
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.pack import digest_of, unpack
@@ -61,6 +64,13 @@ def push(target: Target, adapter: str, folder: Path, wanted: Wanted, signing: Si
         soft_wrap=True,
         highlight=False,
     )
+    warn(info)
+
+
+def warn(info: AdapterInfo) -> None:
+    """Say beside the output what the writer should know though it was done."""
+    for warning in info.warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def adapter_files(folder: Path) -> tuple[Path, Path]:
@@ -88,27 +98,30 @@ def pull(target: Target, reference: str, folder: Path) -> None:
 def list_adapters(target: Target, wanted: dict[str, str]) -> None:
     """Print the adapters of this key that are ``wanted``; sizes and state are those of the latest revision."""
     rows = table(
-        "adapter", "owner", "aliases", "revisions", "state", "rank", "MiB", "digest", "tags", "granted to"
+        "adapter", "owner", "aliases", "revisions", "state", "base", "rank", "MiB", "digest", "tags", "granted to"
     )  # fmt: skip
-    with Client(target.gateway, target.key) as client:
+    with BaseClient(target.gateway, target.key) as client:
+        labels = client.base_labels()
         for info in client.adapters(**wanted):
             latest = info.latest
             rows.add_row(
                 info.name, info.owner, aliases_of(info), str(info.num_revisions), info.state,
-                str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}", latest.digest[_SHORT_DIGEST],
-                ", ".join(info.tags), granted_to(info),
+                labels.get(latest.base, latest.base), str(latest.rank_max), f"{latest.pack_bytes / _MIB:.2f}",
+                latest.digest[_SHORT_DIGEST], ", ".join(info.tags), granted_to(info),
             )  # fmt: skip
     console().print(rows)
 
 
 def history(target: Target, adapter: str) -> None:
     """Print what happened to ``adapter``, newest first."""
-    rows = table("when", "what", "who", "revision", "detail", "sequence")
-    with Client(target.gateway, target.key) as client:
+    rows = table("when", "what", "who", "revision", "base", "detail", "sequence")
+    with BaseClient(target.gateway, target.key) as client:
+        labels = client.base_labels()
         for entry in client.history(adapter):
             when = datetime.fromtimestamp(entry.at_ms / 1000).astimezone().isoformat(" ", "seconds")
             revision = f"{entry.revision.number} ({entry.state})" if entry.revision else ""
-            rows.add_row(when, entry.kind, entry.actor, revision, entry.detail, str(entry.sequence))
+            base = labels.get(entry.revision.base, entry.revision.base) if entry.revision else ""
+            rows.add_row(when, entry.kind, entry.actor, revision, base, entry.detail, str(entry.sequence))
     console().print(rows)
 
 
@@ -132,8 +145,8 @@ def fleet(target: Target) -> None:
         view = client.fleet()
     for worker in view.workers:
         rows.add_row(
-            worker.worker_id, worker.state, worker.base_name, str(worker.num_running), str(worker.num_waiting),
-            f"{worker.num_pages_free} of {worker.num_pages}",
+            worker.worker_id, worker.state, base_label(worker.base_name, worker.base),
+            str(worker.num_running), str(worker.num_waiting), f"{worker.num_pages_free} of {worker.num_pages}",
             *map(_use, (worker.resident, worker.warm, worker.local)),
         )  # fmt: skip
     out = console()

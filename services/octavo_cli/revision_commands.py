@@ -8,7 +8,7 @@ from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
 from octavo_cli.evaluation_client import EvaluationClient
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument
-from octavo_cli.registry_commands import aliases_of
+from octavo_cli.registry_commands import aliases_of, warn
 from octavo_cli.signed_push import check_registered, sign_branch
 from octavo_cli.signing_key import SigningKey, read_key
 
@@ -25,6 +25,7 @@ def promote(
     with Client(gateway, key) as client:
         info = client.promote(reference, alias, share, expect)
     typer.echo(f"{info.name}: {aliases_of(info)}")
+    warn(info)
 
 
 def unalias(adapter: Adapter, alias: str, gateway: Gateway, key: Key) -> None:
@@ -61,6 +62,7 @@ def branch(
             statement = sign_branch(view.revision, adapter, client.whoami().principal, signer)
         info = client.branch(source, adapter, None if no_serve else "serving", statement)
     typer.echo(f"{info.name}@{info.latest.number}  {info.latest.digest}")
+    warn(info)
 
 
 def tag(

@@ -18,6 +18,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from octavo_gateway.admission import Ticket
 from octavo_gateway.attempt import Plan
+from octavo_gateway.base_names import BaseNames
 from octavo_gateway.call import Call, End, Head, Piece
 from octavo_gateway.choice import Choice
 from octavo_gateway.fleet import FleetView
@@ -27,7 +28,8 @@ from octavo_gateway.openai import Ask, Kind, parse
 from octavo_gateway.openai_sampling import complete
 from octavo_gateway.request_record import RequestRecord
 from octavo_gateway.text import BaseText, TextStore
-from octavo_shared.errors import InternalError, NoWorker, OctavoError
+from octavo_shared.bases import base_label, labels_of
+from octavo_shared.errors import BaseNotServed, InternalError, NoWorker, OctavoError
 from octavo_shared.messages.generation import Finished, Started
 from octavo_shared.messages.identity import Credential
 from octavo_shared.references import Fingerprint, TenantId, parse_reference
@@ -47,10 +49,13 @@ class Asked:
 class FrontDesk:
     """Runs requests; ``drain`` waits for those that run."""
 
-    def __init__(self, identity: IdentityClient, fleet: FleetView, texts: TextStore, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, identity: IdentityClient, fleet: FleetView, texts: TextStore, names: BaseNames, dispatcher: Dispatcher
+    ) -> None:
         self._identity = identity
         self._fleet = fleet
         self._texts = texts
+        self._names = names
         self._dispatcher = dispatcher
         self._running: set[asyncio.Task[None]] = set()
 
@@ -146,8 +151,9 @@ class FrontDesk:
 
     async def _plan(self, credential: Credential, ask: Ask, record: RequestRecord) -> tuple[Plan, BaseText]:
         bases = self._fleet.bases()
-        # While a base is replaced, two may have one name; an adapter names its own by fingerprint.
+        # While a base is replaced, two may have one name; their labels tell them apart, and an adapter names its own.
         base_of = {name: base for base, name in bases.items()}
+        base_of |= {base_label(name, base): base for base, name in bases.items()}
         is_base = ask.model in base_of or (not base_of and "/" not in ask.model)
         if not is_base:
             parse_reference(ask.model)
@@ -155,7 +161,8 @@ class FrontDesk:
         if resolution.adapter is not None:
             base = resolution.adapter.base
             if base not in bases:
-                raise NoWorker()
+                # It is never served on another one.
+                raise BaseNotServed(await self._names.label(base), labels_of(bases)) if bases else NoWorker()
         elif (named := base_of.get(ask.model)) is not None:
             base = named
         else:

@@ -9,12 +9,12 @@ from octavo_gateway.bodies import decode_body
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
-from octavo_gateway.http_registry import caller_of, served_base
+from octavo_gateway.http_registry import caller_of, declared_base, served_base
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.importing import IMPORT_ITEMS_MAX, ImportItem, ImportReport, Register
-from octavo_shared.references import DIGEST_PATTERN, SERVING, Fingerprint
+from octavo_shared.references import SERVING
 
 _KEY_CHARS_MAX = 128
 
@@ -25,7 +25,7 @@ class ImportItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adapter: str
     key: str
     upload_id: str = ""
-    base: Fingerprint | None = None
+    base: str | None = None
     dtype: str | None = None
     note: str = ""
     alias: str | None = SERVING
@@ -59,9 +59,8 @@ class ImportRoutes:
     def _item(self, body: ImportItemBody) -> ImportItem:
         if not (1 <= len(body.key) <= _KEY_CHARS_MAX and body.key.isprintable()):
             raise InvalidRequest("items.key", f"must hold 1 to {_KEY_CHARS_MAX} printable characters")
-        if body.base is not None and DIGEST_PATTERN.match(body.base) is None:
-            raise InvalidRequest("items.base", "must be a fingerprint: 'sha256:' and 64 hexadecimal digits")
+        declared = declared_base(self._fleet, body.base)
         return ImportItem(
-            body.adapter, body.key, served_base(self._fleet, body.base), body.upload_id, body.base, body.dtype,
+            body.adapter, body.key, served_base(self._fleet, declared), body.upload_id, declared, body.dtype,
             body.note, body.alias, body.tags,
         )  # fmt: skip

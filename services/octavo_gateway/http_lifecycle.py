@@ -1,4 +1,4 @@
-"""What is served of an adapter, over HTTP: promote, unalias, retire, branch, tag. Thin clients of identity."""
+"""What is served of an adapter, and whose it is, over HTTP: promote, retire, branch, tag… Thin clients of identity."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
-from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, TagBody
-from octavo_shared.messages.identity import AdapterInfo, Branch, Promote, Retire, Tag, Unalias
+from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, TagBody, TransferBody
+from octavo_shared.messages.identity import AdapterInfo, Branch, Promote, Retire, Tag, Transfer, Unalias
 from octavo_shared.references import parse_reference
 
 
@@ -103,4 +103,18 @@ class LifecycleRoutes:
             )
             return await self._identity.call(order, AdapterInfo)
 
-        return [retire, branch, tag]
+        @post("/v1/adapters/{tenant:str}/{name:str}/transfer", status_code=200,
+              operation_class=operation_with(TransferBody))  # fmt: skip
+        async def transfer(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Make somebody else of the tenant the adapter's owner."""
+            credential = caller_of(request)
+            body = decode_body(await read_body(request), TransferBody)
+            order = Transfer(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                owner=body.owner,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        return [retire, branch, tag, transfer]

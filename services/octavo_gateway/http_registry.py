@@ -16,7 +16,8 @@ from octavo_gateway.http_generation import read_body
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import GrantBody, RevisionBody, RollbackBody, UploadBody, UploadReply
 from octavo_gateway.uploads import PackResponse, Transfers
-from octavo_shared.errors import InvalidRequest, NoWorker
+from octavo_shared.bases import find_base, labels_of
+from octavo_shared.errors import BaseUnknown, InvalidRequest, NoWorker
 from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
@@ -74,6 +75,21 @@ def _state(text: str) -> RevisionState | None:
         raise InvalidRequest("state", f"must be one of {', '.join(RevisionState)}") from None
 
 
+def declared_base(fleet: FleetView, text: str | None) -> Fingerprint | None:
+    """Return the base that a pusher means: a fingerprint as it is, or by label or name one that is served here.
+
+    Raises ``InvalidRequest``.
+    """
+    if text is None or DIGEST_PATTERN.match(text) is not None:
+        return Fingerprint(text) if text else None
+    bases = fleet.bases()
+    try:
+        return find_base(text, bases)
+    except BaseUnknown:
+        problem = f"names none of the bases served here: {labels_of(bases)}; or give a whole fingerprint"
+        raise InvalidRequest("base", problem) from None
+
+
 def served_base(fleet: FleetView, declared: Fingerprint | None) -> Fingerprint:
     """Return the base that a push is for: the declared one if it is served, else the only one that is."""
     bases = fleet.bases()
@@ -82,7 +98,7 @@ def served_base(fleet: FleetView, declared: Fingerprint | None) -> Fingerprint:
     if declared is not None and declared in bases:
         return declared
     if len(bases) > 1:
-        raise InvalidRequest("base", f"must name one of the bases served here: {', '.join(sorted(bases))}")
+        raise InvalidRequest("base", f"must name one of the bases served here: {labels_of(bases)}")
     return next(iter(bases))
 
 
@@ -126,15 +142,14 @@ class RegistryRoutes:
             """Make what was staged the adapter's next revision, which an alias names."""
             credential = caller_of(request)
             body = decode_body(await read_body(request), RevisionBody)
-            if body.base is not None and DIGEST_PATTERN.match(body.base) is None:
-                raise InvalidRequest("base", "must be a fingerprint: 'sha256:' and 64 hexadecimal digits")
+            declared = declared_base(self._fleet, body.base)
             order = Commit(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
                 adapter=adapter_name(tenant, name),
                 upload_id=body.upload_id,
-                served_base=served_base(self._fleet, body.base),
-                declared_base=body.base,
+                served_base=served_base(self._fleet, declared),
+                declared_base=declared,
                 dtype=body.dtype,
                 note=body.note,
                 alias=body.alias,
@@ -144,10 +159,10 @@ class RegistryRoutes:
 
         return [begin_upload, upload, commit]
 
-    def _base(self, declared: Fingerprint | None) -> Fingerprint | None:
+    def _base(self, declared: str | None) -> Fingerprint | None:
         """Return the base that a push now would be for; whether there is one at all is for the commit to say."""
         try:
-            return served_base(self._fleet, declared)
+            return served_base(self._fleet, declared_base(self._fleet, declared))
         except (NoWorker, InvalidRequest):
             return None
 

@@ -7,7 +7,7 @@ import msgspec
 from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.generation import Tier
 from octavo_shared.messages.grants import GrantRole
-from octavo_shared.references import SERVING, Fingerprint
+from octavo_shared.references import SERVING
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=999_999_999)]
 
@@ -20,21 +20,29 @@ class UploadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``base`` as in ``RevisionBody``: with it the answer says what a statement has to say."""
 
     adapter: str
-    base: Fingerprint | None = None
+    base: str | None = None
 
 
 class RevisionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``base``: the fingerprint that the adapter was trained on, when the pusher knows it. ``alias`` null: a draft.
+    """``base``: what the adapter was trained on, a fingerprint, label or name, when the pusher knows it.
+
+    ``alias`` null: a draft.
 
     ``statement``: the provenance in a DSSE envelope that the pusher signed.
     """
 
     upload_id: str
-    base: Fingerprint | None = None
+    base: str | None = None
     dtype: str | None = None
     note: str = ""
     alias: str | None = SERVING
     statement: Envelope | None = None
+
+
+class SupersedeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``by``: the base to train for instead, a label, a name or a fingerprint."""
+
+    by: str
 
 
 class RollbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,6 +93,12 @@ class SignerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GrantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principal: str
     role: GrantRole = GrantRole.USER
+
+
+class TransferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``owner``: the new one, ``user@tenant``."""
+
+    owner: str
 
 
 class EvictBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator
 from octavo_gateway.admission import Admission, RateLimit
 from octavo_gateway.app import build_app
 from octavo_gateway.attempt import Waits
+from octavo_gateway.base_names import BaseNames
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
+from octavo_gateway.http_bases import BaseRoutes
 from octavo_gateway.http_erasure import ErasureRoutes
 from octavo_gateway.http_evaluation import EvaluationRoutes
 from octavo_gateway.http_generation import GenerationRoutes
@@ -58,7 +60,7 @@ class Gateway:
         )
         identity = IdentityClient(bus)
         dispatcher = Dispatcher(bus, self.fleet, self.gateway_id, waits)
-        self._front = FrontDesk(identity, self.fleet, self._texts, dispatcher)
+        self._front = FrontDesk(identity, self.fleet, self._texts, BaseNames(store), dispatcher)
         self._nats = NatsEntry(bus, self._front, self.admission)
         transfers = Transfers(store, settings.upload_bytes_max)
         routes = [
@@ -66,6 +68,7 @@ class Gateway:
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *ImportRoutes(identity, self.fleet).handlers(),
+            *BaseRoutes(identity).handlers(),
             *ErasureRoutes(identity).handlers(),
             *LedgerRoutes(identity).handlers(),
             *ProvenanceRoutes(identity).handlers(),

@@ -62,6 +62,11 @@ def check_erase(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
     return _check(key, head, Right.LOCATE, "erase this adapter")
 
 
+def check_transfer(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner and to admins, who need no right to use it."""
+    return _check(key, head, Right.LOCATE, "transfer this adapter")
+
+
 def _check(key: KeyHead, head: AdapterHead | None, right: Right, action: str) -> AdapterHead:
     found = rights(key, head) if head is not None else Right.NONE
     if head is not None and right in found:

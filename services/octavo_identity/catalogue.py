@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from octavo_identity import sittings
 from octavo_identity.records import (
     WRITES_IN_HEAD_MAX,
     AdapterHead,
@@ -17,10 +18,10 @@ from octavo_identity.records import (
     parse_object_key,
 )
 from octavo_identity.search import Search, latest_of
-from octavo_shared.references import AdapterId, Digest, TenantId
+from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 11
+_VERSION = 12
 _CACHE_KIB = 64 * 1024
 """Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
 of a million new rows wants a page of its own."""
@@ -45,6 +46,7 @@ CREATE TABLE IF NOT EXISTS leaves (sequence INTEGER PRIMARY KEY, hash BLOB NOT N
 CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
+{sittings.SCHEMA}
 PRAGMA user_version = {_VERSION};
 """
 # Rows of revisions lie in the order of their making and their index is small: both stay cheap at millions. A digest is
@@ -63,10 +65,11 @@ _ALL = """
 WITH page AS MATERIALIZED (SELECT name FROM adapters WHERE name > :after AND name >= :low AND name < :high
     ORDER BY name LIMIT :num_names)
 """
-_MATCHING = """
+_MATCHING = f"""
 SELECT adapters.head FROM page CROSS JOIN adapters ON adapters.name = page.name
 WHERE (:owner = '' OR owner = :owner) AND (:base = '' OR base = :base) AND (:state = '' OR state = :state)
     AND (:tag = '' OR EXISTS (SELECT 1 FROM tags WHERE tags.name = page.name AND tags.tag = :tag))
+    AND (:named_on = '[]' OR {sittings.NAMED_ON})
 ORDER BY page.name LIMIT :num_max
 """
 _LAST_NAME = "SELECT COUNT(*), MAX(name) FROM page"
@@ -181,6 +184,7 @@ class Catalogue:
         for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
             for table in ("adapters", "tags", "users"):
                 run(f"DELETE FROM {table} WHERE name = ?", (name,))
+            sittings.put(self._writer, name, head.tenant_id, set())
         for table in ("revisions", "writes", "erasures"):
             run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
         if not head.receipt:
@@ -190,6 +194,7 @@ class Catalogue:
         run = self._writer.execute
         row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
         run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
+        sittings.put(self._writer, head.name, head.tenant_id, sittings.rows_of(head))
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         self._writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
         run("DELETE FROM users WHERE name = ?", (head.name,))
@@ -213,7 +218,7 @@ class Catalogue:
         asked = {
             "principal": principal, "everyone": f"*@{tenant}", "after": after, "low": search.low, "high": search.high,
             "owner": search.owner, "base": search.base, "state": search.state or "", "tag": search.tag,
-            "num_names": num_names, "num_max": num_max,
+            "named_on": msgspec.json.encode(search.named_on).decode(), "num_names": num_names, "num_max": num_max,
         }  # fmt: skip
         page = _USABLE if reader else _ALL
         with self._lock:
@@ -225,6 +230,11 @@ class Catalogue:
         if len(heads) == num_max:
             return Page(heads, heads[-1].name)
         return Page(heads, last_seen if num_seen == num_names else None)
+
+    def count_bases(self, tenant_id: TenantId | None) -> dict[Fingerprint, sittings.Counts]:
+        """Return what sits on each base in a tenant (None: in all)."""
+        with self._lock:
+            return sittings.counts(self._reader, tenant_id)
 
     def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
         """Return up to ``num_max`` ids of keys of ``principal``, which may be ``*@tenant``, after ``after``."""

@@ -1,15 +1,18 @@
 """What all verbs share: who asks, which adapter is meant, and how a head is shown."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.bases import Bases
 from octavo_identity.gatekeeper import Gatekeeper
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead
-from octavo_identity.registry import Append, Make, Registry
+from octavo_identity.registry import Append, Check, Make, Registry
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
 from octavo_identity.tickets import Tickets
@@ -29,6 +32,7 @@ class Desk:
         self.ids = ids
         self.projection = projection
         self.registry = Registry(heads, ids, projection, append=append)
+        self.bases = Bases(heads)
         self.gatekeeper = Gatekeeper(heads, ids)
         self.tickets = Tickets(ids.ticket_key())
 
@@ -62,12 +66,17 @@ class Desk:
         adapter_id = self.registry.places.adapter_id(reference)
         return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
 
-    async def change(self, reference: Reference, key: KeyHead, write: str, make: Make) -> AdapterHead:
-        """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it."""
+    async def change(
+        self, reference: Reference, key: KeyHead, write: str, make: Make, check_repeat: Check | None = None
+    ) -> AdapterHead:
+        """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it.
+
+        A repeated write is answered to those who still see the adapter, unless ``check_repeat`` says otherwise.
+        """
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
             raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
         head, sequence = await self.registry.change(
-            reference, key.principal, write, make, lambda now: access.check_see(key, now)
+            reference, key.principal, write, make, check_repeat or (lambda now: access.check_see(key, now))
         )
         self.projection.expect(sequence)
         return head
@@ -92,3 +101,7 @@ def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:
         head.name, head.adapter_id, head.owner, head.aliases, latest, roles[0], head.num_revisions,
         state_of(head, newest.revision.number), head.canary_percent, head.tags, head.retired, roles[1], roles[2],
     )  # fmt: skip
+
+
+def with_warnings(told: AdapterInfo, warnings: Sequence[str]) -> AdapterInfo:
+    return msgspec.structs.replace(told, warnings=tuple(warnings)) if warnings else told

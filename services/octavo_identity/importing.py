@@ -2,6 +2,8 @@
 
 import asyncio
 
+import msgspec
+
 from octavo_identity import access
 from octavo_identity.desk import Desk, adapter_reference
 from octavo_identity.grouping import Group
@@ -72,7 +74,8 @@ async def _commit(pushing: Pushing, credential: Credential, item: ImportItem) ->
         served_base=item.served_base, declared_base=item.declared_base, dtype=item.dtype, note=item.note,
         alias=item.alias, tags=item.tags, is_import=True,
     )  # fmt: skip
-    return _outcome(item, await pushing.commit_once(commit))
+    committed = await pushing.commit_once(commit)
+    return msgspec.structs.replace(_outcome(item, committed), warnings=await pushing.warnings(committed))
 
 
 def _outcome(item: ImportItem, committed: Committed) -> ImportOutcome:

@@ -13,12 +13,13 @@ from octavo_identity.catalogue import Catalogue, Hint, Page, Position
 from octavo_identity.heads import HeadStore
 from octavo_identity.records import KeyHead
 from octavo_identity.search import Search
+from octavo_identity.sittings import Counts
 from octavo_identity.stream import StreamState
 from octavo_identity.view_maker import MakerEnded, ViewMaker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
-from octavo_shared.references import AdapterId, Digest, TenantId
+from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 from octavo_shared.telemetry import log
 
 _POLL_S = 0.25
@@ -217,6 +218,10 @@ class Projection:
         """
         reader = (key.principal, key.tenant) if key is not None else None
         return await self._read(lambda: self._catalogue.find(search, reader, after, num_max))
+
+    async def count_bases(self, tenant_id: TenantId | None) -> dict[Fingerprint, Counts]:
+        """Return what sits on each base in a tenant (None: in all of them)."""
+        return await self._read(lambda: self._catalogue.count_bases(tenant_id))
 
     async def find_keys(self, principal: str, after: str, num_max: int) -> list[str]:
         """Return ids of keys of ``principal`` (``*@tenant``: of all of the tenant) after ``after``, in order."""

@@ -3,10 +3,11 @@
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.admission import Admission
 from octavo_identity.aliases import moved, moved_back, without
-from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
 from octavo_identity.gating import RELEASED_BY, was_released
-from octavo_identity.records import AdapterHead
+from octavo_identity.records import AdapterHead, KeyHead
 from octavo_identity.registry import Change
 from octavo_identity.states import is_retired, with_retired
 from octavo_shared.errors import AdapterNotFound, AliasMoved, InvalidRequest, RevisionInUse
@@ -23,14 +24,16 @@ class Promoting:
     All are for the owner and editors, but for ``retire``, which has no way back and is the owner's.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, admission: Admission) -> None:
         self._desk = desk
+        self._admission = admission
         self._registry = desk.registry
 
     async def promote(self, request: messages.Promote) -> AdapterInfo:
         """Let an alias name a revision; the next request that is resolved gets it.
 
-        Raises ``AliasMoved`` when the alias does not name what was expected, ``RevisionRetired`` and ``GateRefused``.
+        Raises ``AliasMoved`` when the alias does not name what was expected, ``RevisionRetired`` and ``GateRefused``,
+        ``BaseRetired`` and ``BaseNotServed``. Warns of a base that is superseded.
         """
         key = await self._desk.authenticate(request.credential)
         reference = parse_reference(request.reference, "revision")
@@ -46,6 +49,7 @@ class Promoting:
             if request.expected is not None and request.expected != (before or 0):
                 raise AliasMoved(alias, expected=request.expected, actual=before or 0)
             target = await self._registry.select(owned, reference)
+            await self._admission.check_alias(owned, alias, target.revision.base)
             percent = owned.canary_percent if request.share_percent is None else request.share_percent
             await self._desk.gatekeeper.check(reference, owned, target.revision, alias, percent)
             new = moved(owned, alias, target)
@@ -55,7 +59,13 @@ class Promoting:
                 detail += f" at {request.share_percent}%"
             return Change("promoted", new, detail)
 
-        return info(await self._desk.change(reference, key, request.idempotency_key, move), key)
+        return await self._told(await self._desk.change(reference, key, request.idempotency_key, move), key, alias)
+
+    async def _told(self, head: AdapterHead, key: KeyHead, alias: str) -> AdapterInfo:
+        """Return the head as ``key`` may see it, with what is to be said of the base that ``alias`` is on."""
+        number = head.aliases.get(alias)
+        named = [stored.revision.base for stored in head.revisions if stored.revision.number == number]
+        return with_warnings(info(head, key), [one for base in named for one in await self._admission.warnings(base)])
 
     async def rollback(self, request: messages.Rollback) -> AdapterInfo:
         """Move an alias to the named revision, or back to the latest one it named before that is not retired.
@@ -74,6 +84,7 @@ class Promoting:
             # What to go back to depends on the head that is replaced, not on one that was read before.
             number = await self._number_before(owned, reference, alias) if request.number is None else request.number
             target = await self._registry.select(owned, Reference(reference.tenant, reference.adapter, number=number))
+            await self._admission.check_alias(owned, alias, target.revision.base)
             # A canary's trail may hold what was only ever tried, by fewer people than would get it now.
             is_back = was_released(owned, number) or (request.number is None and alias in RELEASED_BY)
             if not is_back:
@@ -82,7 +93,7 @@ class Promoting:
             detail = f"{alias}: {owned.aliases.get(alias)} -> {number}"
             return Change("alias_moved", moved_back(owned, alias, target), detail)
 
-        return info(await self._desk.change(reference, key, request.idempotency_key, move), key)
+        return await self._told(await self._desk.change(reference, key, request.idempotency_key, move), key, alias)
 
     async def _number_before(self, head: AdapterHead, reference: Reference, alias: str) -> int:
         live = [number for number in head.trails.get(alias, ()) if not is_retired(head, number)]

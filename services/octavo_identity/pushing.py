@@ -8,10 +8,11 @@ from typing import Self
 import msgspec
 
 from octavo_identity import access
+from octavo_identity.admission import Admission
 from octavo_identity.aliases import with_revision
 from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
-from octavo_identity.desk import Desk, adapter_reference, info
+from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
@@ -49,12 +50,14 @@ class Pushing:
     """One method per verb, of the same name."""
 
     def __init__(
-        self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, upload_bytes_max: int
-    ) -> None:
+        self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, admission: Admission,
+        upload_bytes_max: int,
+    ) -> None:  # fmt: skip
         self._desk = desk
         self._staging = staging
         self._keys = keys
         self._statements = statements
+        self._admission = admission
         self._upload_bytes_max = upload_bytes_max
 
     async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
@@ -87,15 +90,19 @@ class Pushing:
     async def commit(self, request: messages.Commit) -> AdapterInfo:
         """Make what was staged the next revision; see ``commit_once``."""
         committed = await self.commit_once(request)
-        return info(committed.head, committed.key)
+        return with_warnings(info(committed.head, committed.key), await self.warnings(committed))
+
+    async def warnings(self, committed: Committed) -> tuple[str, ...]:
+        """Return what the pusher should know of the base that the revision is on."""
+        return await self._admission.warnings(committed.revision.base)
 
     async def commit_once(self, request: messages.Commit) -> Committed:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
-        Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``InvalidRequest`` when the
-        upload is not there, not the caller's or too old, ``GateRefused`` when the alias is behind a gate, which a new
-        revision cannot have passed yet, and ``RevisionConflict`` when too many others push. A statement that says
-        otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
+        Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``BaseRetired``, ``BaseUnknown``,
+        ``InvalidRequest`` when the upload is not there, not the caller's or too old, ``GateRefused`` when the alias is
+        behind a gate, which a new revision cannot have passed yet, and ``RevisionConflict`` when too many others push.
+        A statement that says otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -109,6 +116,7 @@ class Pushing:
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and (made := await self._desk.registry.repeated(reference, mark)):
             return Committed(made, key)
+        await self._admission.check_push(request.served_base, request.declared_base)
         offered = await self._statements.open(request.statement, key.principal)
         await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
         built = await self._staging.build(request)
@@ -153,6 +161,7 @@ class Pushing:
             stored = StoredRevision(
                 msgspec.structs.replace(revision, parent=parent), place, served.revision.number if served else None
             )
+            await self._admission.check_push(header.base, None)
             made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
             statement = self._statements.close(offered, made)
             await self._check_gate(reference, now, stored.revision, request.alias)

@@ -11,7 +11,7 @@ from octavo_shared.dsse import PublicKey
 from octavo_shared.messages.evaluation import Evaluation, Gate
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
-from octavo_shared.references import AdapterId, TenantId
+from octavo_shared.references import AdapterId, Fingerprint, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
 EVALUATIONS_IN_HEAD_MAX = 32
@@ -78,6 +78,25 @@ class SignersHead(msgspec.Struct, frozen=True, tag="signers"):
         return next((one for one in self.signers if one.key_id == key_id), None)
 
 
+class RegisteredBase(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A base that was seen once. ``name`` is its manifest's; ``superseded_by`` is empty, or what adapters go on with;
+    ``retired_at_ms`` 0: it is not retired.
+    """
+
+    fingerprint: Fingerprint
+    name: str
+    registered_at_ms: int
+    superseded_by: Fingerprint = Fingerprint("")
+    retired_at_ms: int = 0
+
+
+class BasesHead(msgspec.Struct, frozen=True, tag="bases", omit_defaults=True):
+    """All bases that were ever seen, the oldest first; ``writes`` as in ``AdapterHead``."""
+
+    bases: tuple[RegisteredBase, ...] = ()
+    writes: tuple[str, ...] = ()
+
+
 class StoredRevision(msgspec.Struct, frozen=True):
     """A revision, where its pack lies, and the number of the one that was served when it was pushed."""
 
@@ -140,7 +159,7 @@ class ErasedHead(msgspec.Struct, frozen=True, tag="erased"):
     receipt: bytes = b""
 
 
-Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead | ErasedHead
+Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead | ErasedHead | BasesHead
 
 
 class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,6 +7,7 @@ from octavo_identity.records import AdapterHead
 from octavo_identity.states import state_of
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.identity import ListAdapters, RevisionState
+from octavo_shared.references import Fingerprint
 
 _TEXT_LENGTH_MAX = 200
 _HIGHEST = "\x7f"
@@ -15,7 +16,10 @@ _HIGHEST = "\x7f"
 
 @dataclass(frozen=True)
 class Search:
-    """Empty fields match everything. ``base`` and ``state`` are those of the latest revision."""
+    """Empty fields match everything. ``base`` and ``state`` are those of the latest revision.
+
+    ``named_on``: an alias names a revision on one of these bases.
+    """
 
     tenant: str = ""
     owner: str = ""
@@ -23,19 +27,19 @@ class Search:
     state: RevisionState | None = None
     tag: str = ""
     prefix: str = ""
+    named_on: tuple[Fingerprint, ...] = ()
 
     @classmethod
     def of(cls, request: ListAdapters) -> Self:
         """Return what ``request`` asks for; raises ``InvalidRequest`` for what is longer than anything can be."""
         for field in ("after", "tenant", "owner", "base", "tag", "prefix"):
-            if len(getattr(request, field)) > _TEXT_LENGTH_MAX:
-                raise InvalidRequest(field, f"is longer than {_TEXT_LENGTH_MAX} characters")
+            check_length(field, getattr(request, field))
         return cls(request.tenant, request.owner, request.base, request.state, request.tag, request.prefix)
 
     @property
     def is_narrow(self) -> bool:
         """Tell whether names alone do not say what matches."""
-        return bool(self.owner or self.base or self.state or self.tag)
+        return bool(self.owner or self.base or self.state or self.tag or self.named_on)
 
     @property
     def low(self) -> str:
@@ -56,7 +60,19 @@ class Search:
             and self.base in ("", base)
             and self.state in (None, state)
             and (not self.tag or self.tag in head.tags)
+            and (not self.named_on or any(base in self.named_on for base in named_bases(head)))
         )
+
+
+def check_length(field: str, text: str) -> None:
+    if len(text) > _TEXT_LENGTH_MAX:
+        raise InvalidRequest(field, f"is longer than {_TEXT_LENGTH_MAX} characters")
+
+
+def named_bases(head: AdapterHead) -> set[Fingerprint]:
+    """Return the bases of the revisions that aliases name, which a head never forgets."""
+    named = set(head.aliases.values())
+    return {stored.revision.base for stored in head.revisions if stored.revision.number in named}
 
 
 def latest_of(head: AdapterHead) -> tuple[str, RevisionState]:

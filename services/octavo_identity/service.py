@@ -6,8 +6,10 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
+from octavo_identity.admission import Admission
 from octavo_identity.auditing import Auditing
 from octavo_identity.auditor import Auditor
+from octavo_identity.base_verbs import BaseVerbs
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.data_keys import DataKeys
@@ -36,6 +38,7 @@ from octavo_identity.staging import Staging
 from octavo_identity.statements import Statements
 from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
+from octavo_identity.transferring import Transferring
 from octavo_identity.unwrapping import Unwrapping
 from octavo_identity.verbs import Verbs
 from octavo_identity.view_maker import ViewMaker
@@ -98,8 +101,9 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 desk = Desk(heads, ids, projection)
                 staging = Staging(store, keys)
                 statements = Statements(signers)
-                pushing = Pushing(desk, staging, keys, statements, settings.upload_bytes_max)
                 fleet = Fleet()
+                admission = Admission(desk.bases, store, fleet)
+                pushing = Pushing(desk, staging, keys, statements, admission, settings.upload_bytes_max)
                 await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
                 erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
@@ -111,8 +115,10 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Verbs(desk),
                     pushing,
                     Importing(desk, pushing),
-                    Promoting(desk),
-                    Branching(desk, staging, statements),
+                    Promoting(desk, admission),
+                    Branching(desk, staging, statements, admission),
+                    BaseVerbs(desk, admission, fleet),
+                    Transferring(desk),
                     Tenancy(desk),
                     Proving(desk, ledger, signers),
                     auditing,
@@ -129,6 +135,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     asyncio.create_task(ledger.run(), name="ledger"),
                     asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
                     asyncio.create_task(erasing.run(), name="erasing"),
+                    asyncio.create_task(admission.run(), name="bases"),
                 ]
                 if auditor is not None:
                     side_tasks.append(asyncio.create_task(auditor.run(), name="auditor"))

@@ -1,16 +1,15 @@
 """Verbs on adapters that exist: resolve, locate, grant, revoke, tag, list, history."""
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 
 from octavo_identity import access
 from octavo_identity.aliases import alias_for
 from octavo_identity.desk import Desk, adapter_reference, info
 from octavo_identity.granting import with_grant, without_grant
+from octavo_identity.listing import Listing, check_limit
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision
 from octavo_identity.registry import Change
-from octavo_identity.rights import Right, covers, grant_role, scopes_of
+from octavo_identity.rights import Right, grant_role, scopes_of
 from octavo_identity.search import Search
 from octavo_identity.states import state_of
 from octavo_identity.tags import TAGS_MAX, check_tags, with_tags
@@ -20,11 +19,8 @@ from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.messages.keys import Role, Scope
-from octavo_shared.references import PRINCIPAL_PATTERN, parse_reference
+from octavo_shared.references import DIGEST_PATTERN, PRINCIPAL_PATTERN, parse_reference
 
-_LIST_MAX = 1_000
-_LIST_ROUNDS_MAX = 8
-_CONFIRMATIONS_MAX = 16
 _AUDITORS_EVENTS = frozenset({"granted", "revoked"})
 _AUDITORS_DETAILS = frozenset({"branched"})
 """Others see that it happened, but not which adapter of whom it came from."""
@@ -36,6 +32,7 @@ class Verbs:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._registry = desk.registry
+        self._listing = Listing(desk)
 
     async def resolve(self, request: messages.Resolve) -> messages.Resolution:
         """Say who asks and which revision the reference names for them, now. Reads only."""
@@ -119,43 +116,19 @@ class Verbs:
         is not whole.
         """
         key = await self._desk.authenticate(request.credential)
-        _check_limit(request.num_max)
-        await self._desk.projection.read_own_writes()
+        check_limit(request.num_max)
         search = Search.of(request)
-        reader = None if _is_overview(key, request.tenant) else key
-        found: list[AdapterHead] = []
-        after: str | None = request.after
-        # One round, and another one where rights were taken back that the view still holds, or where little matches.
-        for _ in range(_LIST_ROUNDS_MAX):
-            assert after is not None
-            page = await self._desk.projection.find(search, reader, after, request.num_max - len(found))
-            if reader is None:
-                found += [head for head in page.heads if covers(key.adapters, head.name)]
-            else:
-                found += await self._confirmed(reader, search, page.heads)
-            after = page.next_after
-            if after is None or len(found) == request.num_max:
-                break
-        return messages.AdapterList(tuple(info(head, key) for head in found), after or "")
-
-    async def _confirmed(self, key: KeyHead, search: Search, seen: Sequence[AdapterHead]) -> Sequence[AdapterHead]:
-        """Return the heads that ``key`` may see; those of others as the leader has them now, if it still may."""
-        slots = asyncio.Semaphore(_CONFIRMATIONS_MAX)
-
-        async def confirm(head: AdapterHead) -> AdapterHead | None:
-            if head.owner == key.principal:
-                return head if access.may(key, head, Right.SEE) else None
-            async with slots:
-                now = await self._registry.head(parse_reference(head.name))
-            return now if now is not None and access.may(key, now, Right.SEE) and search.matches(now) else None
-
-        confirmed = await asyncio.gather(*(confirm(head) for head in seen))
-        return [head for head in confirmed if head is not None]
+        if search.base and DIGEST_PATTERN.match(search.base) is None:
+            search = replace(search, base=(await self._desk.bases.read()).meant(search.base).fingerprint)
+        heads, next_after = await self._listing.page(
+            key, search, request.after, request.num_max, is_overview=_is_overview(key, request.tenant)
+        )
+        return messages.AdapterList(tuple(info(head, key) for head in heads), next_after)
 
     async def history(self, request: messages.History) -> messages.HistoryList:
         """Return what happened to an adapter, newest first; its owner and auditors see who was let in and shut out."""
         key = await self._desk.authenticate(request.credential)
-        _check_limit(request.num_max)
+        check_limit(request.num_max)
         reference = adapter_reference(request.adapter)
         head = access.check_see(key, await self._registry.head(reference))
         is_auditor = access.may(key, head, Right.AUDIT)
@@ -174,11 +147,6 @@ class Verbs:
             if is_auditor or event.kind not in _AUDITORS_EVENTS
         ]
         return messages.HistoryList(tuple(entries))
-
-
-def _check_limit(num_max: int) -> None:
-    if not 1 <= num_max <= _LIST_MAX:
-        raise InvalidRequest("limit", f"must be 1 to {_LIST_MAX}")
 
 
 def _is_overview(key: KeyHead, tenant: str) -> bool:

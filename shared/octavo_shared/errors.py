@@ -13,6 +13,8 @@ OctavoError
 ├── GateRefused               409  the gate does not let the revision be served
 ├── NameTaken                 409  a tenant or an adapter of this name exists
 ├── BaseMismatch              409  the adapter was made for another base
+├── BaseUnknown               404  no base of this name is registered, nor published
+├── BaseRetired               410  the base takes nothing new
 ├── ParentMoved               409  a statement names a parent that is not served any more
 ├── RevisionRetired           410  the revision is there and will never be served again
 ├── AdapterErased             410  the adapter was erased while this was on its way
@@ -22,6 +24,7 @@ OctavoError
 ├── ProvenanceRefused         422  a statement says otherwise than what was made, with its field
 ├── Overloaded                429  too many requests, with a truthful Retry-After
 ├── NoWorker                  503  no worker that could serve the base is alive, or all are busy
+│   └── BaseNotServed         503  there are workers, and none of them has the revision's base
 ├── AdapterUnavailable        503  the pack could not be read or did not match its digest
 ├── DependencyUnavailable     503  NATS, S3, identity or the residency manager does not answer
 ├── WorkerLost                503  every attempt ended with a worker that died or went silent
@@ -180,6 +183,23 @@ class BaseMismatch(OctavoError):
         )
 
 
+class BaseUnknown(OctavoError):
+    code, http_status = "base_unknown", 404
+
+    def __init__(self, base: str) -> None:
+        super().__init__(f"base '{base}' is not registered here", base=base)
+
+
+class BaseRetired(OctavoError):
+    """``base`` and ``successor`` are labels; the latter is empty where nothing superseded it."""
+
+    code, http_status = "base_retired", 410
+
+    def __init__(self, base: str, successor: str = "") -> None:
+        instead = f"; train for {successor}" if successor else ""
+        super().__init__(f"base {base} is retired and takes nothing new{instead}", base=base, successor=successor)
+
+
 class ParentMoved(OctavoError):
     """Retryable, but with another statement: ``parent`` is what it must name, empty for none."""
 
@@ -232,6 +252,14 @@ class NoWorker(OctavoError):
 
     def __init__(self, problem: str = "no worker can serve this request now") -> None:
         super().__init__(problem)
+
+
+class BaseNotServed(NoWorker):
+    code = "base_not_served"
+
+    def __init__(self, adapter_base: str, served_bases: str) -> None:
+        super().__init__(f"the revision is for base {adapter_base}, which no worker has; served here: {served_bases}")
+        self.fields = {"adapter_base": adapter_base, "served_bases": served_bases}
 
 
 class AdapterUnavailable(OctavoError):

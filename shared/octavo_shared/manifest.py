@@ -71,9 +71,17 @@ def _differing(
 
 async def fetch_base(store: ObjectStore, fingerprint: Fingerprint) -> tuple[BaseManifest, bytes] | None:
     """Return a base's manifest and ``tokenizer.json``, or None when it was never published."""
-    folder = _folder(fingerprint)
     try:
-        manifest = msgspec.json.decode(await store.read(f"{folder}/manifest.json"), type=BaseManifest)
-        return manifest, await store.read(f"{folder}/tokenizer.json")
+        manifest = await fetch_manifest(store, fingerprint)
+        return (manifest, await store.read(f"{_folder(fingerprint)}/tokenizer.json")) if manifest else None
     except ObjectMissing:
         return None
+
+
+async def fetch_manifest(store: ObjectStore, fingerprint: Fingerprint) -> BaseManifest | None:
+    """Return a base's manifest alone, or None when it was never published."""
+    try:
+        raw = await store.read(f"{_folder(fingerprint)}/manifest.json")
+    except ObjectMissing:
+        return None
+    return msgspec.json.decode(raw, type=BaseManifest)

@@ -21,6 +21,10 @@ DEPLOYMENT = f"{PREFIX}.registry.deployment"
 """Registry subject of the record that tells whether an identity has this deployment's secret. Tenants and adapters
 have more parts in their subjects, so none of them can be here."""
 
+BASES = f"{PREFIX}.registry.bases"
+"""Registry subject whose last message holds all bases. One for all of them: what supersedes what is decided by one
+compare-and-set, and one read tells it."""
+
 GATEWAY_QUEUE = "gateway"
 IDENTITY_QUEUE = "identity"
 RESIDENCY_QUEUE = "residency"

@@ -12,6 +12,7 @@ from octavo_cli.key_commands import seconds
 from octavo_cli.main import app
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.keys import Role
 from support.access_gateways import Front, front_of
 from support.access_world import AccessWorld, Who, access_world
 from support.fakes import Exchange
@@ -108,3 +109,16 @@ def test_a_duration_is_a_number_and_a_unit(text: str, expected: int) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="as in 90d"):
         seconds(text)
+
+
+async def test_an_adapter_is_given_to_another_owner_of_the_tenant(world: AccessWorld, front: Front) -> None:
+    owner, adapter = world.people[Who.OWNER], world.people[Who.OWNER].adapter
+    carol = await world.issue("carol@home", Role.OWNER)
+    refused = await octavo(front, owner.key.text, "transfer", adapter, "nobody")
+    assert "'owner' has no key: nobody could do anything as nobody@home" in str(refused.exception)
+    assert await said(front, owner.key.text, "ask", adapter, "hi", "--max-tokens", "2")
+    assert await said(front, owner.key.text, "transfer", adapter, "carol") == f"{adapter} belongs to carol@home\n"
+    refused = await octavo(front, owner.key.text, "ask", adapter, "hi", "--max-tokens", "2")
+    assert "no such adapter" in str(refused.exception)
+    assert await said(front, carol.text, "ask", adapter, "hi", "--max-tokens", "2")
+    assert "alice@home -> carol@home" in await said(front, carol.text, "history", adapter)

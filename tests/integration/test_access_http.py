@@ -50,6 +50,7 @@ BODIES: dict[str, Any] = {
     f"POST {ADAPTER}/tags": {"add": ["work"]},
     f"POST {ADAPTER}/grants": {"principal": "mallory@away", "role": "editor"},
     f"DELETE {ADAPTER}/grants/{{principal}}": None,
+    f"POST {ADAPTER}/transfer": {"owner": "mallory@away"},
     f"POST {ADAPTER}/evict": {"tier": "cold"},
     f"POST {ADAPTER}/evaluations": {
         "revision": 1, "suite": "manners", "suite_digest": DIGEST, "base": TINY_FINGERPRINT,
@@ -77,6 +78,11 @@ BODIES: dict[str, Any] = {
     "GET /v1/signers": None,
     "POST /v1/signers": {"public_key": "-----BEGIN PUBLIC KEY-----"},
     "DELETE /v1/signers/{key_id}": None,
+    "GET /v1/bases": None,
+    "GET /v1/bases/outdated": None,
+    "POST /v1/bases/{base}/supersede": {"by": "another"},
+    "POST /v1/bases/{base}/retire": None,
+    "POST /v1/bases/{base}/restore": None,
     "GET /v1/fleet": None,
 }  # fmt: skip
 """A well-formed body for each route. A new route needs a line here, or else the first test fails."""
@@ -110,7 +116,8 @@ async def front(world: AccessWorld, store_settings: StoreSettings) -> AsyncItera
 def filled(text: str, adapter: str) -> str:
     tenant, name = adapter.split("/")
     values = {"tenant": tenant, "name": name, "adapter": adapter, "alias": "stable", "principal": "guest@away",
-              "key_id": "0" * 16, "upload_id": "u" * 76, "file_name": "adapter_config.json"}  # fmt: skip
+              "key_id": "0" * 16, "upload_id": "u" * 76, "file_name": "adapter_config.json",
+              "base": "tiny"}  # fmt: skip
     for field, value in values.items():
         text = text.replace(f"{{{field}}}", value)
     return text

@@ -26,7 +26,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest
-from support.identity_rig import Client, data_keys, own_identity, parts, statements
+from support.identity_rig import Client, admission, data_keys, own_identity, parts, statements
 
 
 @pytest.fixture
@@ -153,8 +153,9 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store, data_keys(admin.bus, ids))
     staging.owner = alice
     order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
+    desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)
     with pytest.raises(AdapterNotFound):
-        await Branching(Desk(heads, ids, projection), staging, statements(heads, ids)).branch(order)
+        await Branching(desk, staging, statements(heads, ids), admitting).branch(order)
     with pytest.raises(AdapterNotFound):
         await bob.resolve("away/poems")
     staging.close()

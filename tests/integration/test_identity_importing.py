@@ -42,6 +42,8 @@ async def last_sequence(client: Client) -> int:
 async def test_what_is_imported_together_is_one_atomic_batch(store_settings: StoreSettings, tmp_path: Path) -> None:
     async with own_identity(store_settings, tmp_path) as admin:
         alice = await admin.new_key("home", "alice")
+        # So that the base is registered already.
+        await alice.push("home/first", 99)
         before = await last_sequence(admin)
         items = [await staged(alice, f"home/a{number}", number) for number in range(6)]
         outcomes = await register(alice, *items)

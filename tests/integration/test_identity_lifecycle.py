@@ -15,9 +15,10 @@ from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, AliasMoved, InvalidRequest, RevisionInUse, RevisionRetired
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.identity import RevisionState
+from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Reference
-from support.identity_rig import Client, digest_of_number, own_identity, own_nats, parts
+from support.identity_rig import Client, admission, digest_of_number, own_identity, own_nats, parts
 
 
 @pytest.fixture
@@ -215,7 +216,8 @@ async def test_what_was_retired_stays_so_when_the_head_and_the_view_have_forgott
         key = m.Credential("a" * 16, bytes(32))
         owner = KeyHead(key.key_id, key.secret_sha256, "alice@home", "home", m.Role.OWNER)
         await one.heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, owner))
-        promoting, verbs = Promoting(one.desk), Verbs(one.desk)
+        # Nothing here comes to object storage.
+        promoting, verbs = Promoting(one.desk, admission(ObjectStore(StoreSettings()), one.heads)), Verbs(one.desk)
         await promoting.retire(m.Retire(credential=key, idempotency_key="1", adapter="home/diary", number=3))
         head = await one.add_revisions("home/diary", 80)
         assert 3 not in [stored.revision.number for stored in head.revisions]

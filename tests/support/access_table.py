@@ -12,13 +12,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Signer
+from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.importing import ImportItem
+from octavo_shared.references import Fingerprint
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
-from support.adapters import TINY_FINGERPRINT
+from support.adapters import TINY_BASE, TINY_FINGERPRINT
 from support.identity_rig import Client, data_keys
 
 TABLE = """
@@ -66,6 +70,13 @@ list_signers of others  no     no     no     no     no     yes    no      no    
 provenance              yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
 lineage                 yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
 create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
+bases                   yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+bases of a tenant       yes    no     no     no     yes    yes    no      yes    yes    yes    yes    yes
+outdated                yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
+supersede_base          no     no     no     no     no     yes    no      no     no     no     no     no
+retire_base             no     no     no     no     no     yes    no      no     no     no     no     no
+restore_base            no     no     no     no     no     yes    no      no     no     no     no     no
+transfer                yes    no     no     no     no     yes    404     no     no     yes    no     404
 erase                   yes    no     no     no     no     yes    404     no     no     yes    no     404
 """
 
@@ -196,6 +207,28 @@ async def _create_tenant(cell: Cell) -> dict[str, Any]:
     return {"tenant": f"new-{secrets.token_hex(4)}"}
 
 
+async def _transfer(cell: Cell) -> dict[str, Any]:
+    """Return something of alice's to give away; only where that succeeds, as it is hers no more then."""
+    name = cell.adapter
+    if cell.expected == "yes":
+        await _key_of_others(cell)
+        name = f"home/given-{secrets.token_hex(4)}"
+        await cell.world.alice.push(name)
+    return {"adapter": name, "owner": "carol@home"}
+
+
+async def _fresh_base(cell: Cell) -> dict[str, Any]:
+    """Return a base of this question's own: what becomes of it is nothing to the others."""
+    fingerprint = Fingerprint(f"sha256:{secrets.token_hex(32)}")
+    manifest = msgspec.structs.replace(TINY_BASE, fingerprint=fingerprint)
+    await publish_base(cell.world.admin.store, manifest, b"{}")
+    return {"base": fingerprint}
+
+
+async def _supersede(cell: Cell) -> dict[str, Any]:
+    return await _fresh_base(cell) | {"by": (await _fresh_base(cell))["base"]}
+
+
 REQUESTS: dict[str, Ask] = {
     "resolve": _asking(reference="{}"),
     "resolve the base": _asking(),
@@ -246,6 +279,13 @@ REQUESTS: dict[str, Ask] = {
     "provenance": _asking(reference="{}@1"),
     "lineage": _asking(adapter="{}"),
     "create_tenant": _create_tenant,
+    "bases": _asking(),
+    "bases of a tenant": _asking(tenant="home"),
+    "outdated": _asking(),
+    "supersede_base": _supersede,
+    "retire_base": _fresh_base,
+    "restore_base": _fresh_base,
+    "transfer": _transfer,
     "erase": _asking(adapter="{}"),
 }
 

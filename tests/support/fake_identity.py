@@ -3,9 +3,11 @@
 import hashlib
 
 from octavo_shared import subjects
+from octavo_shared.bases import base_label
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
 from octavo_shared.key_transport import answer_to
+from octavo_shared.messages.bases import BaseInfo, BaseList, BaseState, ListBases
 from octavo_shared.messages.evaluation import Evaluate, Evaluation, Gates, GetGate, ListEvaluations, SetGate
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
@@ -51,7 +53,7 @@ from octavo_shared.messages.identity import (
 from octavo_shared.messages.keys import Scope
 from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
-from support.fakes import BASE
+from support.fakes import BASE, BASE_NAME
 from support.keys import key_for
 
 UPLOAD_ID = "u" * 16
@@ -135,6 +137,8 @@ class FakeIdentity:
                 self.lists.append(request)
                 names = sorted(name for name, (_, principals) in self._adapters.items() if principal in principals)
                 return AdapterList(tuple(self._info(name) for name in names))
+            case ListBases():
+                return BaseList((BaseInfo(BASE, base_label(BASE_NAME, BASE), BaseState.CURRENT, 1),))
             case History():
                 return HistoryList((HistoryEntry("committed", principal, 1, 1, ""),))
             case BeginUpload():

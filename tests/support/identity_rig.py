@@ -12,9 +12,12 @@ from typing import Any
 import msgspec
 
 from octavo_cli.local_servers import NatsServer
+from octavo_identity.admission import Admission
 from octavo_identity.aliases import with_revision
+from octavo_identity.bases import Bases
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
+from octavo_identity.fleet import Fleet
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
@@ -102,7 +105,8 @@ class Client:
 
     async def push(self, adapter: str, seed: int = 0, **fields: Any) -> m.AdapterInfo:
         upload_id = await self.stage(adapter, seed)
-        info = await self.ask("commit", adapter=adapter, upload_id=upload_id, served_base=TINY_FINGERPRINT, **fields)
+        fields.setdefault("served_base", TINY_FINGERPRINT)
+        info = await self.ask("commit", adapter=adapter, upload_id=upload_id, **fields)
         assert isinstance(info, m.AdapterInfo)
         return info
 
@@ -214,6 +218,11 @@ class Parts:
 def statements(heads: HeadStore, ids: Ids) -> Statements:
     """Return what makes statements, with the registry's own key."""
     return Statements(Signers(heads, ids, dsse.Signer(ids.provenance_seed())))
+
+
+def admission(store: ObjectStore, heads: HeadStore) -> Admission:
+    """Return what admits things to bases, with a fleet in which no worker was heard."""
+    return Admission(Bases(heads), store, Fleet())
 
 
 def digest_of_number(number: int) -> Digest:

@@ -14,6 +14,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.lora_config import LoraConfig
+from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.fleet import Heartbeat
 from octavo_shared.messages.generation import (
     AdapterHandle,
@@ -186,6 +187,7 @@ async def running_worker(
     engine: FakeEngine | None = None,
     cadence: Cadence = QUICK,
     has_key_desk: bool = True,
+    base: BaseManifest = TINY_BASE,
 ) -> AsyncIterator[Rig]:
     """Run a worker around ``engine`` while the block runs."""
     engine = engine or FakeEngine()
@@ -200,7 +202,7 @@ async def running_worker(
             keys = KeyDesk(other)
             if has_key_desk:
                 await keys.start()
-            worker = Worker(settings, bus, store, engine, TINY_BASE, cadence)
+            worker = Worker(settings, bus, store, engine, base, cadence)
             async with worker.running():
                 yield Rig(worker, engine, store, Caller(other, settings.worker_id), bus, settings, keys)
     finally:

@@ -218,6 +218,16 @@ async def test_an_adapter_for_another_base_is_refused_with_both_fingerprints(liv
     assert live.base in refused.value.message
 
 
+async def test_the_base_that_is_served_is_registered_and_nobody_had_to_do_it(live: Live) -> None:
+    answer = await live.http.get("/v1/bases", headers=bearer(live.alice.key))
+    (base,) = answer.json()["bases"]
+    digits = live.base.removeprefix("sha256:")[:12]
+    assert (base["label"], base["state"]) == (f"{live.base_name}@{digits}", "current")
+    assert (base["fingerprint"], base["is_served"]) == (live.base, True)
+    assert base["num_adapters"] >= 1, "alice's own are counted"
+    assert (await live.ask(base["label"], live.alice.key)).status_code == 200
+
+
 async def test_bob_can_not_push_into_alices_tenant(live: Live) -> None:
     with pytest.raises(ClientError) as refused:
         await live.command(live.bob.key, lambda client: client.push("alice/diary", *_files(live.bob.folder)))

@@ -8,8 +8,8 @@ lines on standard output say how many of it are acknowledged (``Registered``).
 Every adapter goes through ``Pushing.commit_once``: access and gates are checked, a statement is made and signed, the
 head and its event are made, and 500 events become one atomic batch by compare-and-set, in the ``Group`` that an import
 uses. What is left out of a real import: uploads, their validation and packing (all share one pack, which is made once
-and not stored), the data key that a pack is sealed under, and the leader reads before each event: keys and tenants are
-read once, and every name is taken for new. The server's compare-and-set would refuse one that is not.
+and not stored), the data key that a pack is sealed under, and the leader reads before each event: keys, tenants and
+bases are read once, and every name is taken for new. The server's compare-and-set would refuse one that is not.
 """
 
 import asyncio
@@ -23,10 +23,13 @@ import msgspec
 
 from bench.million.population import Population
 from chaos.adapters import BASE, tiny_adapter
+from octavo_identity.admission import Admission
+from octavo_identity.bases import Bases
 from octavo_identity.batching import BATCH_MAX
 from octavo_identity.building import Built, build, read_back
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
+from octavo_identity.fleet import Fleet
 from octavo_identity.grouping import Group
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
@@ -40,8 +43,10 @@ from octavo_identity.statements import Statements
 from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
+from octavo_shared.config import StoreSettings
 from octavo_shared.credentials import read_credentials
 from octavo_shared.messages.identity import Commit
+from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
 from octavo_shared.telemetry import start_telemetry
 
@@ -132,10 +137,14 @@ class Registrar:
             tenant_id = ids.tenant(population.tenant(number))
             await heads.learn(subjects.key_head(population.credential(number).key_id))
             await heads.learn(subjects.tenant_head(ids.shard(tenant_id), tenant_id))
+        await Bases(HeadStore(bus, 1)).register(BASE.fingerprint, BASE.name)
+        await heads.learn(subjects.BASES)
         desk = Desk(heads, ids, projection)
         statements = Statements(Signers(heads, ids, dsse.Signer(ids.provenance_seed())))
         keys = DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
-        return cls(population, heads, ids, desk, Pushing(desk, _SharedPack(), keys, statements, 1))
+        # The base is known, so nothing here comes to object storage.
+        admission = Admission(desk.bases, ObjectStore(StoreSettings()), Fleet())
+        return cls(population, heads, ids, desk, Pushing(desk, _SharedPack(), keys, statements, admission, 1))
 
     async def register(self, wanted: Range) -> None:
         """Register a range, and say how far it is after each batch."""

@@ -27,6 +27,13 @@ class Grant(Write, frozen=True, kw_only=True):
     role: GrantRole = GrantRole.USER
 
 
+class Transfer(Write, frozen=True, kw_only=True):
+    """Make ``owner``, a principal of the adapter's tenant who has a key, the adapter's owner."""
+
+    adapter: str
+    owner: str
+
+
 class Revoke(Write, frozen=True, kw_only=True):
     """Take every role of ``principal`` on the adapter back."""
 

@@ -11,6 +11,16 @@ import msgspec
 
 from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.auditing import AuditReport, GetAuditState
+from octavo_shared.messages.bases import (
+    BaseInfo,
+    BaseList,
+    ListBases,
+    ListOutdated,
+    OutdatedList,
+    RestoreBase,
+    RetireBase,
+    SupersedeBase,
+)
 from octavo_shared.messages.evaluation import (
     Evaluate,
     Evaluation,
@@ -23,6 +33,7 @@ from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.grants import Grant as Grant
 from octavo_shared.messages.grants import GrantRole as GrantRole
 from octavo_shared.messages.grants import Revoke as Revoke
+from octavo_shared.messages.grants import Transfer as Transfer
 from octavo_shared.messages.importing import ImportReport, Register
 from octavo_shared.messages.keys import IssueKey as IssueKey
 from octavo_shared.messages.keys import KeyInfo, KeyList, ListKeys, RotateKey, Whoami
@@ -172,6 +183,8 @@ class AdapterInfo(msgspec.Struct, frozen=True):
     """Those of ``grants`` who may also change it."""
     auditors: tuple[str, ...] = ()
     """Those who see its history and proofs, and may not use it unless they are in ``grants`` too."""
+    warnings: tuple[str, ...] = ()
+    """In answers to writes: what the writer should know though it was done, a sentence each."""
 
 
 class Rollback(Write, frozen=True, kw_only=True):
@@ -234,8 +247,8 @@ class ListAdapters(Request, frozen=True, kw_only=True):
     """Adapters that the caller owns or has a role on, ordered by name, after ``after``: all those that match.
 
     To an admin who names a ``tenant``, and to an auditor who names its own, all its adapters are shown, which gives no
-    right to use them. ``base`` and ``state`` are those of the latest revision; ``prefix`` is what ``tenant/adapter``
-    begins with.
+    right to use them. ``base`` (as ``messages.bases`` says) and ``state`` are those of the latest revision; ``prefix``
+    is what ``tenant/adapter`` begins with.
     """
 
     after: str = ""
@@ -336,6 +349,7 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "tag": (Tag, AdapterInfo),
     "grant": (Grant, AdapterInfo),
     "revoke": (Revoke, AdapterInfo),
+    "transfer": (Transfer, AdapterInfo),
     "list": (ListAdapters, AdapterList),
     "history": (History, HistoryList),
     "register_signer": (RegisterSigner, SignerInfo),
@@ -350,6 +364,11 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "evaluations": (ListEvaluations, EvaluationList),
     "get_gate": (GetGate, Gates),
     "set_gate": (SetGate, Gates),
+    "bases": (ListBases, BaseList),
+    "supersede_base": (SupersedeBase, BaseInfo),
+    "retire_base": (RetireBase, BaseInfo),
+    "restore_base": (RestoreBase, BaseInfo),
+    "outdated": (ListOutdated, OutdatedList),
     "erase": (Erase, Erased),
     "unwrap": (Unwrap, DataKey),
     "erasures": (ErasuresSince, Erasures),

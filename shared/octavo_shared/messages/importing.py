@@ -54,6 +54,8 @@ class ImportOutcome(msgspec.Struct, frozen=True):
     revision: int | None = None
     digest: Digest | None = None
     refusal: Refusal | None = None
+    warnings: tuple[str, ...] = ()
+    """As in ``AdapterInfo``."""
 
 
 class ImportReport(msgspec.Struct, frozen=True):

@@ -1,0 +1,80 @@
+"""Which adapters sit on which base, in the projection's file: rows to find them by, and counts kept as they change."""
+
+import sqlite3
+from collections import Counter
+from dataclasses import dataclass
+
+from octavo_identity.records import AdapterHead
+from octavo_shared.references import Fingerprint, TenantId
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS bases (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS sittings (
+    name TEXT, number INTEGER, base INTEGER NOT NULL, is_named INTEGER NOT NULL, is_latest INTEGER NOT NULL,
+    PRIMARY KEY (name, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS base_counts (
+    tenant_id TEXT, base INTEGER, num_adapters INTEGER NOT NULL, num_serving INTEGER NOT NULL,
+    PRIMARY KEY (tenant_id, base)) WITHOUT ROWID;
+"""
+NAMED_ON = """EXISTS (SELECT 1 FROM sittings WHERE sittings.name = page.name AND is_named AND sittings.base IN (
+    SELECT bases.id FROM json_each(:named_on) JOIN bases ON bases.fingerprint = value))"""
+"""That an alias of the adapter ``page.name`` names a revision on a base of a list in JSON."""
+_ROWS = """SELECT number, fingerprint, is_named, is_latest FROM sittings JOIN bases ON bases.id = sittings.base
+WHERE name = ?"""
+_ADD_BASE = "INSERT OR IGNORE INTO bases (fingerprint) VALUES (?)"
+_BASE = "(SELECT id FROM bases WHERE fingerprint = ?)"
+_ADD = f"INSERT INTO sittings (name, number, base, is_named, is_latest) VALUES (?, ?, {_BASE}, ?, ?)"
+_REMOVE = "DELETE FROM sittings WHERE name = ? AND number = ?"
+_COUNT = f"""INSERT INTO base_counts (base, tenant_id, num_adapters, num_serving) VALUES ({_BASE}, ?, ?, ?)
+ON CONFLICT DO UPDATE SET num_adapters = num_adapters + excluded.num_adapters,
+    num_serving = num_serving + excluded.num_serving"""
+_COUNTS = """SELECT fingerprint, SUM(num_adapters), SUM(num_serving) FROM base_counts
+JOIN bases ON bases.id = base_counts.base WHERE ? IS NULL OR tenant_id = ? GROUP BY fingerprint"""
+
+Row = tuple[int, str, int, int]
+"""(number, fingerprint, whether an alias names it, whether it is the latest)"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Adapters whose latest revision is on a base, and revisions on it that an alias names."""
+
+    num_adapters: int = 0
+    num_serving: int = 0
+
+
+def rows_of(head: AdapterHead) -> set[Row]:
+    """Return the latest revision of ``head`` and those that aliases name, which a head never forgets."""
+    named = set(head.aliases.values())
+    latest = max((stored.revision.number for stored in head.revisions), default=0)
+    return {
+        (one.number, one.base, int(one.number in named), int(one.number == latest))
+        for one in (stored.revision for stored in head.revisions)
+        if one.number in named or one.number == latest
+    }
+
+
+def put(writer: sqlite3.Connection, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
+    """Let ``rows`` be all that there is of the adapter; most events change none of them."""
+    before: set[Row] = set(writer.execute(_ROWS, (name,)))
+    if before == rows:
+        return
+    adapters, serving = Counter[str](), Counter[str]()
+    for number, base, is_named, is_latest in before - rows:
+        writer.execute(_REMOVE, (name, number))
+        adapters[base] -= is_latest
+        serving[base] -= is_named
+    for number, base, is_named, is_latest in rows - before:
+        writer.execute(_ADD_BASE, (base,))
+        writer.execute(_ADD, (name, number, base, is_named, is_latest))
+        adapters[base] += is_latest
+        serving[base] += is_named
+    for base in adapters:
+        if adapters[base] or serving[base]:
+            writer.execute(_COUNT, (base, tenant_id, adapters[base], serving[base]))
+
+
+def counts(reader: sqlite3.Connection, tenant_id: TenantId | None) -> dict[Fingerprint, Counts]:
+    """Return what sits on each base in a tenant (None: in all)."""
+    found = reader.execute(_COUNTS, (tenant_id, tenant_id))
+    return {Fingerprint(base): Counts(num_adapters, num_serving) for base, num_adapters, num_serving in found}
