@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from chaos.deployment import Deployment
 from chaos.faults import leader_of, step_down
-from chaos.history import LedgerEntry, Snapshot
+from chaos.history import GONE, LedgerEntry, Snapshot
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore, event_of
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
-from octavo_identity.records import AdapterHead, StoredRevision
+from octavo_identity.records import AdapterHead, ErasedHead, StoredRevision
 from octavo_identity.staging import PackPlace
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import Signer
@@ -22,6 +22,7 @@ from octavo_shared.merkle import Tree
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.objects import ObjectMissing, ObjectStore
 from octavo_shared.pack import digest_of
+from octavo_shared.references import AdapterId
 from octavo_shared.seal import SealBroken, open_sealed
 from octavo_shared.subjects import CHECKPOINT_STREAM
 
@@ -41,6 +42,7 @@ class Aftermath:
     num_events: int = 0
     num_checkpoints: int = 0
     num_packs: int = 0
+    num_erased: int = 0
     leaders: list[str] = field(default_factory=list)
     """The servers whose copy of the stream was read as its leader, and was the same."""
     problems: list[str] = field(default_factory=list)
@@ -69,12 +71,18 @@ async def _all_events(heads: HeadStore) -> list[LedgerEvent]:
 
 def _ledger_of(events: Sequence[LedgerEvent]) -> dict[str, list[LedgerEntry]]:
     ledger: dict[str, list[LedgerEntry]] = {}
+    names: dict[AdapterId, str] = {}
     for stored in events:
         event = event_of(stored)
         head = event.head
         if isinstance(head, AdapterHead):
+            names[head.adapter_id] = head.name
             entry = LedgerEntry(stored.sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head))
             ledger.setdefault(head.name, []).append(entry)
+        elif isinstance(head, ErasedHead) and not head.receipt:
+            # The event that it is done, which has the receipt, is nobody's write.
+            entry = LedgerEntry(stored.sequence, event.previous_sequence, head.write, GONE)
+            ledger.setdefault(names[head.adapter_id], []).append(entry)
     return ledger
 
 
@@ -129,7 +137,7 @@ async def _check_roots(deployment: Deployment, operator: Bus, tree: Tree, found:
 
 
 async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[LedgerEvent], found: Aftermath) -> None:
-    """Open the pack of every revision with its adapter's data key, and compare its digest."""
+    """Open the pack of every revision with its adapter's data key, and compare its digest; what was erased has none."""
     ids = Ids(load_secret(deployment.identity_dir(0)))
     keys = DataKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
     store = ObjectStore(deployment.settings)
@@ -148,16 +156,39 @@ async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[L
             found.problems.append(f"the pack {place.object_key} has another digest than its revision")
         found.num_packs += 1
 
+    async def check_gone(adapter_id: AdapterId) -> None:
+        async with slots:
+            left = await store.keys(f"packs/{adapter_id}/", num_max=1)
+            has_key = await _has_key(keys, adapter_id)
+        if left or has_key:
+            found.problems.append(f"of {adapter_id}, which was erased, {'a pack' if left else 'the data key'} is left")
+        found.num_erased += 1
+
+    known = [event_of(stored) for stored in events]
+    erasures = [event.head for event in known if isinstance(event.head, ErasedHead)]
+    erased = {head.adapter_id for head in erasures}
     try:
         await asyncio.gather(
             *(
                 check(event.head, event.revision)
-                for event in map(event_of, events)
-                if event.revision is not None and isinstance(event.head, AdapterHead)
-            )
+                for event in known
+                if event.revision is not None
+                and isinstance(event.head, AdapterHead)
+                and event.head.adapter_id not in erased
+            ),
+            # Those without a receipt are under way: an identity that is gone began them, and another one will end them.
+            *(check_gone(head.adapter_id) for head in erasures if head.receipt),
         )
     finally:
         store.close()
+
+
+async def _has_key(keys: DataKeys, adapter_id: AdapterId) -> bool:
+    try:
+        await keys.read(adapter_id)
+    except AdapterErased:
+        return False
+    return True
 
 
 def _read_logs(deployment: Deployment, found: Aftermath) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,9 +12,11 @@ from chaos import history as h
 from chaos.adapters import BASE, TinyAdapter
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
-from octavo_shared.errors import AdapterNotFound
+from octavo_shared.errors import AdapterNotFound, OctavoError, from_refusal
 from octavo_shared.messages import identity as m
+from octavo_shared.messages.importing import ImportItem, ImportReport, Register
 from octavo_shared.messages.keys import Role
+from octavo_shared.messages.privacy import Erase, Erased
 from octavo_shared.objects import ObjectStore
 from octavo_shared.seal import seal, staging_context
 
@@ -66,8 +69,19 @@ class IdentityCaller:
 
     async def write(self, adapter: str, call: h.Write, key: str, upload_id: str = "") -> h.Snapshot:
         """Do ``call`` under the idempotency key ``key``; a push also names what was staged for it."""
+        if isinstance(call, h.Erase):
+            await self._ask("erase", Erase(credential=self.credential, idempotency_key=key, adapter=adapter), Erased)
+            return h.GONE
         verb, request = self._request(adapter, call, key, upload_id)
         return snapshot_of(await self._ask(verb, request, m.AdapterInfo))
+
+    async def register(self, items: Sequence[ImportItem]) -> Sequence[h.Imported | OctavoError]:
+        """Import what was staged, all of it at once; returns what each item was told."""
+        report = await self._ask("register", Register(credential=self.credential, items=tuple(items)), ImportReport)
+        return [
+            from_refusal(one.refusal) if one.refusal is not None else h.Imported(one.revision or 0, one.digest or "")
+            for one in report.outcomes
+        ]
 
     async def resolve(self, adapter: str, call: h.Resolve) -> h.Resolved | h.NotFound:
         """Return what the alias names for the caller."""
@@ -107,6 +121,8 @@ class IdentityCaller:
                 )
             case h.Grant():
                 return "grant", m.Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
+            case h.Import() | h.Erase():
+                raise AssertionError("they have methods of their own")
             case h.Revoke():
                 return "revoke", m.Revoke(
                     credential=who, idempotency_key=key, adapter=adapter, principal=call.principal

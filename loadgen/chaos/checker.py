@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from chaos.history import History, LedgerEntry, Operation, Outcome, Push, Resolve, Snapshot
+from chaos.history import GONE, History, Imported, LedgerEntry, Operation, Outcome, Push, Resolve, Seen, Snapshot
 from chaos.model import Impossible, State, apply, can_be_idle
 from chaos.reads import Place, Timeline
 
@@ -109,36 +109,43 @@ class _Adapter:
         yield from self._reads(states, stale_max_s)
 
     def _links(self) -> Iterator[Problem]:
-        """Each event follows the one before it: two that follow the same one are a fork."""
-        before = 0
+        """Each event follows the one before it, or none behind an erasure: two that follow the same are a fork."""
+        before, latest = 0, 0
         for entry in self._ledger:
             if entry.previous_sequence != before:
                 yield Kind.FORKED, f"event {entry.sequence} follows {entry.previous_sequence}, not {before}"
-            if entry.sequence <= before:
-                yield Kind.ORDER, f"event {entry.sequence} stands behind {before}"
-            before = entry.sequence
+            if entry.sequence <= latest:
+                yield Kind.ORDER, f"event {entry.sequence} stands behind {latest}"
+            latest = entry.sequence
+            before = 0 if entry.snapshot == GONE else latest
 
     def _numbers(self) -> Iterator[Problem]:
-        """A revision number stands for one write and one digest, whoever was told of it."""
-        pushed: dict[int, tuple[str, str]] = {}
-        for write, snapshot in (*self._pushed_in_ledger(), *self._pushed_by_answers()):
+        """A revision number stands for one write and one digest between two erasures, whoever was told of it."""
+        pushed: dict[tuple[int, int], tuple[str, str]] = {}
+        for write, life, snapshot in (*self._pushed_in_ledger(), *self._pushed_by_answers()):
             number = snapshot.num_revisions
             told = (write, snapshot.latest_digest)
-            if pushed.setdefault(number, told) != told:
-                yield Kind.FORKED, f"revision {number} is {told[1]} of {told[0]} and {pushed[number][1]} of another"
+            if (before := pushed.setdefault((life, number), told)) != told:
+                yield Kind.FORKED, f"revision {number} is {told[1]} of {told[0]} and {before[1]} of another"
 
-    def _pushed_in_ledger(self) -> Iterator[tuple[str, Snapshot]]:
-        number = 0
+    def _pushed_in_ledger(self) -> Iterator[tuple[str, int, Snapshot]]:
+        number = life = 0
         for entry in self._ledger:
             if entry.snapshot.num_revisions != number:
                 number = entry.snapshot.num_revisions
-                yield entry.write, entry.snapshot
+                if number:
+                    yield entry.write, life, entry.snapshot
+            life += entry.snapshot == GONE
 
-    def _pushed_by_answers(self) -> Iterator[tuple[str, Snapshot]]:
+    def _pushed_by_answers(self) -> Iterator[tuple[str, int, Snapshot]]:
+        lives = {write: life for write, life, _ in self._pushed_in_ledger()}
+        # Where nothing was ever erased there is no doubt which adapter an answer is about.
+        only = None if any(entry.snapshot == GONE for entry in self._ledger) else 0
         for one in self._operations:
+            life = lives.get(one.write, only)
             for seen in one.seen:
-                if isinstance(one.call, Push) and isinstance(seen, Snapshot):
-                    yield one.write, seen
+                if isinstance(one.call, Push) and isinstance(seen, Snapshot) and life is not None:
+                    yield one.write, life, seen
 
     def _origins(self) -> Iterator[Problem]:
         """Each event has a write that asked for it and was not refused, and no write has two."""
@@ -164,7 +171,7 @@ class _Adapter:
                     yield Kind.LOST, f"write {write} was acknowledged and is not in the ledger: {one.call}"
                 continue
             for seen in one.seen:
-                if seen != entry.snapshot:
+                if not _tells(seen, entry.snapshot):
                     yield Kind.ANSWER, f"write {write} left {entry.snapshot} and its client was told {seen}"
 
     def _order(self) -> Iterator[Problem]:
@@ -222,3 +229,10 @@ class _Adapter:
         """Return all that changed nothing and was told something: reads, refused swaps, writes that found no work."""
         made = {entry.write for entry in self._ledger}
         return (one for one in self._operations if one.seen and one.completed_s is not None and one.write not in made)
+
+
+def _tells(seen: Seen, left: Snapshot) -> bool:
+    """Tell whether an answer shows what its write left."""
+    if isinstance(seen, Imported):
+        return (seen.number, seen.digest) == (left.num_revisions, left.latest_digest)
+    return seen == left

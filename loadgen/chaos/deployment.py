@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from chaos.adapters import BASE
+from chaos.links import Links
 from octavo_cli.local_servers import S3Server
 from octavo_cli.nats_cluster import NatsCluster
 from octavo_cli.nats_users import Seeds, authorization
@@ -37,7 +38,9 @@ class Deployment:
         self._seeds = Seeds(folder / "seeds")
         self._operator = BusCredentials(BusRole.IDENTITY, new_seed())
         nkeys = self._seeds.nkeys()
-        self.nats = NatsCluster(folder, NUM_SERVERS, _with_operator(authorization(nkeys), self._operator))
+        self.links = Links()
+        users = _with_operator(authorization(nkeys), self._operator)
+        self.nats = NatsCluster(folder, NUM_SERVERS, users, self.links.dial)
         self.s3 = S3Server(folder / "s3")
         self.settings = StoreSettings(
             nats_url=self.nats.url,
@@ -50,6 +53,7 @@ class Deployment:
 
     async def __aenter__(self) -> Self:
         try:
+            await self.links.__aenter__()
             await asyncio.gather(self.nats.__aenter__(), self.s3.start())
             store = ObjectStore(self.settings)
             try:
@@ -75,6 +79,7 @@ class Deployment:
     async def _stop(self) -> None:
         await asyncio.gather(*(process.stop() for process in self.identities))
         await asyncio.gather(self.nats.stop(), self.s3.stop())
+        await self.links.__aexit__(None, None, None)
 
     def _identity(self, number: int) -> Process:
         name = f"identity-{number + 1}"

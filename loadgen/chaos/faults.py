@@ -1,4 +1,4 @@
-"""What is done to a deployment while it is written to: one fault at a time, each healed before the next."""
+"""What is done to a deployment while it is written to: one fault at a time or two, all healed before the next."""
 
 import asyncio
 import signal
@@ -36,23 +36,46 @@ class FaultKind(StrEnum):
     """SIGKILL of one of the identity replicas, started again some seconds later."""
     STORE_STOPPED = "store_stopped"
     """The object store is stopped and started again."""
+    NATS_PARTITIONED = "nats_partitioned"
+    """Nothing passes between any nats-server and the others, and its clients notice nothing."""
+    LEADER_PARTITIONED = "leader_partitioned"
+    """The same, of the one that leads the registry stream: it goes on answering reads until it notices."""
+    MAJORITY_SUSPENDED = "majority_suspended"
+    """SIGSTOP of all nats-servers but one: nothing can be written until they go on."""
 
 
-DECK = (
-    FaultKind.NATS_KILLED, FaultKind.LEADER_KILLED, FaultKind.NATS_SUSPENDED, FaultKind.LEADER_SUSPENDED,
-    FaultKind.LEADER_CHANGED, FaultKind.LEADER_CHANGED, FaultKind.IDENTITY_KILLED, FaultKind.STORE_STOPPED,
-)  # fmt: skip
+Together = tuple[FaultKind, ...]
+"""Faults of one moment: of different parts, so that each still does what it says."""
+
+DECK: Sequence[Together] = (
+    (FaultKind.NATS_KILLED,),
+    (FaultKind.LEADER_KILLED,),
+    (FaultKind.NATS_SUSPENDED,),
+    (FaultKind.LEADER_CHANGED,),
+    (FaultKind.IDENTITY_KILLED,),
+    (FaultKind.LEADER_PARTITIONED,),
+    (FaultKind.MAJORITY_SUSPENDED,),
+    (FaultKind.NATS_PARTITIONED, FaultKind.IDENTITY_KILLED),
+    (FaultKind.LEADER_SUSPENDED, FaultKind.STORE_STOPPED),
+    (FaultKind.LEADER_CHANGED, FaultKind.IDENTITY_KILLED, FaultKind.STORE_STOPPED),
+)
 """One round of faults, which is shuffled."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault that was, from its begin to when what it hit was there again."""
+    """One fault that was, from its begin to when what it hit was there again; ``others`` were under way meanwhile."""
 
     kind: FaultKind
     target: str
     begun_s: float
     healed_s: float
+    others: Together = ()
+
+    @property
+    def recoverable_s(self) -> float:
+        """When it could first be recovered from: at once, unless it left no majority that could have."""
+        return self.healed_s if self.kind is FaultKind.MAJORITY_SUSPENDED else self.begun_s
 
 
 @dataclass(frozen=True)
@@ -80,14 +103,21 @@ class Chaos:
         self._report = report
         self.faults: list[Fault] = []
 
-    async def run(self, kinds: Sequence[FaultKind]) -> None:
-        """Do the faults one after the other; all is well again when this returns."""
-        for kind in kinds:
+    async def run(self, rounds: Sequence[Together]) -> None:
+        """Do the faults of one moment after those of the other; all is well again when this returns."""
+        num_faults = sum(map(len, rounds))
+        for kinds in rounds:
             await asyncio.sleep(self._random.uniform(*self._pace.calm_s))
-            target, begun_s = await self._do(kind)
-            self.faults.append(Fault(kind, target, begun_s, _now_s()))
-            self._report(f"fault {len(self.faults)} of {len(kinds)}: {kind}, {target}")
+            async with asyncio.TaskGroup() as together:
+                for kind in kinds:
+                    others = tuple(other for other in kinds if other is not kind)
+                    together.create_task(self._do_one(kind, others, num_faults), name=kind)
             await until_healthy(self._deployment)
+
+    async def _do_one(self, kind: FaultKind, others: Together, num_faults: int) -> None:
+        target, begun_s = await self._do(kind)
+        self.faults.append(Fault(kind, target, begun_s, _now_s(), others))
+        self._report(f"fault {len(self.faults)} of {num_faults}: {' beside '.join((kind, *others))}, {target}")
 
     async def _do(self, kind: FaultKind) -> tuple[str, float]:
         match kind:
@@ -100,7 +130,12 @@ class Chaos:
             case FaultKind.NATS_KILLED | FaultKind.LEADER_KILLED:
                 return await self._kill_nats(await self._server(is_leader=kind is FaultKind.LEADER_KILLED))
             case FaultKind.NATS_SUSPENDED | FaultKind.LEADER_SUSPENDED:
-                return await self._suspend_nats(await self._server(is_leader=kind is FaultKind.LEADER_SUSPENDED))
+                return await self._suspend_nats([await self._server(is_leader=kind is FaultKind.LEADER_SUSPENDED)])
+            case FaultKind.MAJORITY_SUSPENDED:
+                servers = self._deployment.nats.servers
+                return await self._suspend_nats(self._random.sample(servers, len(servers) - 1))
+            case FaultKind.NATS_PARTITIONED | FaultKind.LEADER_PARTITIONED:
+                return await self._cut_off(await self._server(is_leader=kind is FaultKind.LEADER_PARTITIONED))
 
     async def _kill_nats(self, server: NatsServer) -> tuple[str, float]:
         begun_s = _now_s()
@@ -111,15 +146,27 @@ class Chaos:
         await server.start()
         return process.name, begun_s
 
-    async def _suspend_nats(self, server: NatsServer) -> tuple[str, float]:
+    async def _suspend_nats(self, servers: Sequence[NatsServer]) -> tuple[str, float]:
         begun_s = _now_s()
-        process = _process_of(server)
-        process.kill(signal.SIGSTOP)
+        processes = [_process_of(server) for server in servers]
+        for process in processes:
+            process.kill(signal.SIGSTOP)
         try:
             await self._hold()
         finally:
-            process.kill(signal.SIGCONT)
-        return process.name, begun_s
+            for process in processes:
+                process.kill(signal.SIGCONT)
+        return " and ".join(process.name for process in processes), begun_s
+
+    async def _cut_off(self, server: NatsServer) -> tuple[str, float]:
+        begun_s = _now_s()
+        links, number = self._deployment.links, self._deployment.nats.servers.index(server) + 1
+        links.cut(number)
+        try:
+            await self._hold()
+        finally:
+            links.join(number)
+        return server.name, begun_s
 
     async def _change_leader(self) -> tuple[str, float]:
         leader = await leader_of(self._operator)

@@ -69,7 +69,20 @@ class Revoke:
     principal: str
 
 
-Write = Push | Promote | Rollback | Unalias | Retire | Tag | Grant | Revoke
+@dataclass(frozen=True)
+class Import:
+    """A new revision with ``digest``, which ``alias`` names from then on, unless one of that digest is there."""
+
+    digest: str
+    alias: str
+
+
+@dataclass(frozen=True)
+class Erase:
+    """The adapter is gone for good; whatever has its name next begins anew. One that is gone stays so."""
+
+
+Write = Push | Promote | Rollback | Unalias | Retire | Tag | Grant | Revoke | Import | Erase
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,18 @@ class Snapshot:
     tags: tuple[str, ...]
     grants: tuple[str, ...]
     retired: tuple[tuple[int, int], ...]
+
+
+GONE = Snapshot(0, "", {}, (), (), ())
+"""What is left of an adapter that was erased."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An import was told that its content is this revision now, or was before."""
+
+    number: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,7 @@ class Refused:
     code: str
 
 
-Seen = Snapshot | Resolved | NotFound | AliasNamed | Refused
+Seen = Snapshot | Imported | Resolved | NotFound | AliasNamed | Refused
 
 
 @dataclass(frozen=True)
@@ -141,7 +166,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One event of an adapter as the ledger has it in the end: which write made it, and the head that it left."""
+    """One event of an adapter as the ledger has it in the end: which write made it, and the head that it left.
+
+    ``previous_sequence`` is of the event before it, 0 for the first one and for the first one behind an erasure.
+    """
 
     sequence: int
     previous_sequence: int

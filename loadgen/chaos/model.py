@@ -20,7 +20,10 @@ class Impossible(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """An adapter between two events. ``served`` has for each revision what ``serving`` named when it was pushed (0)."""
+    """An adapter between two events. ``served`` has for each revision what ``serving`` named when it was pushed (0).
+
+    ``num_erased`` counts those that had the name before.
+    """
 
     digests: tuple[str, ...] = ()
     served: tuple[int, ...] = ()
@@ -29,6 +32,7 @@ class State:
     tags: frozenset[str] = frozenset()
     grants: frozenset[str] = frozenset()
     retired: frozenset[int] = frozenset()
+    num_erased: int = 0
 
     def snapshot(self) -> h.Snapshot:
         """Return what an answer would show of it."""
@@ -54,8 +58,12 @@ class State:
 
 def apply(state: State, call: h.Write) -> State:
     """Return the state that ``call`` leaves; raises ``Impossible``. One that changes nothing leaves an equal one."""
+    if not state.digests and not isinstance(call, h.Push | h.Import):
+        raise Impossible("there was no adapter")
     match call:
-        case h.Push():
+        case h.Erase():
+            return State(num_erased=state.num_erased + 1)
+        case h.Push() | h.Import():
             pushed = replace(
                 state, digests=(*state.digests, call.digest), served=(*state.served, state.aliases.get(SERVING, 0))
             )
@@ -90,7 +98,7 @@ def apply(state: State, call: h.Write) -> State:
 
 def can_be_idle(call: h.Write) -> bool:
     """Tell whether the registry may acknowledge ``call`` without an event, because all is as wanted already."""
-    return isinstance(call, h.Grant | h.Revoke | h.Retire)
+    return isinstance(call, h.Grant | h.Revoke | h.Retire | h.Import | h.Erase)
 
 
 def shows(state: State, call: h.Write | h.Resolve, seen: h.Seen) -> bool:
@@ -100,6 +108,10 @@ def shows(state: State, call: h.Write | h.Resolve, seen: h.Seen) -> bool:
             return False
         case h.Snapshot(), _:
             return _is_as_wanted(state, call) and seen == state.snapshot()
+        case h.Imported(), h.Import():
+            return (
+                1 <= seen.number <= len(state.digests) and state.digests[seen.number - 1] == seen.digest == call.digest
+            )
         case h.AliasNamed(), h.Promote():
             return state.aliases.get(call.alias, 0) == seen.number and seen.number != call.expected
         case h.Resolved(), h.Resolve():
@@ -119,6 +131,8 @@ def _is_as_wanted(state: State, call: h.Write | h.Resolve) -> bool:
             return call.principal not in state.grants
         case h.Retire():
             return call.number in state.retired
+        case h.Erase():
+            return not state.digests and state.num_erased > 0
         case _:
             return False
 

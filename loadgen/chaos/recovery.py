@@ -25,7 +25,10 @@ class Recovery:
 
 
 def recoveries(faults: Sequence[Fault], acknowledged: Sequence[Acknowledged]) -> list[Recovery]:
-    """Return the recovery from each fault. Attempts that were on their way when it began do not count."""
+    """Return the recovery from each fault, since it could be recovered from.
+
+    Attempts that were on their way then do not count.
+    """
     return [
         Recovery(fault, _next_s(fault, acknowledged), _next_s(fault, [one for one in acknowledged if one.is_push]))
         for fault in faults
@@ -33,8 +36,9 @@ def recoveries(faults: Sequence[Fault], acknowledged: Sequence[Acknowledged]) ->
 
 
 def _next_s(fault: Fault, acknowledged: Sequence[Acknowledged]) -> float:
-    after = [one.acknowledged_s for one in acknowledged if one.sent_s >= fault.begun_s]
-    return min(after, default=float("inf")) - fault.begun_s
+    since_s = fault.recoverable_s
+    after = [one.acknowledged_s for one in acknowledged if one.sent_s >= since_s]
+    return min(after, default=float("inf")) - since_s
 
 
 def quantile_s(values: Sequence[float], share: float) -> float:

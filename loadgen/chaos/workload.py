@@ -14,30 +14,54 @@ _HOT_SHARE = 0.15
 _LIVE_MIN = 4
 _WEIGHTS = {
     "resolve": 14, "resolve_as_reader": 8, "tag": 24, "promote": 24, "rollback": 10, "grant": 6, "revoke": 6,
-    "unalias": 2, "retire": 1, "push": 5,
+    "unalias": 2, "retire": 1, "push": 5, "import": 1,
 }  # fmt: skip
 """Most are cheap verbs: a push costs several trips to the object store."""
+_OWN_SHARE = 0.05
+_ERASE_SHARE = 0.2
+_READ_OWN_SHARE = 0.05
+IMPORTED_MAX = 4
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of a run. A few hot ones get a share of all calls, so that writers get in each other's way."""
+    """The adapters of a run. A few hot ones get a share of all calls, so that writers get in each other's way.
+
+    Besides, every writer has one of its ``own``, which it writes to and erases alone: others, who tried again what
+    happened before an erasure, could do it once more to what has the name then. They only read it.
+    """
 
     names: Sequence[str]
     num_hot: int
+    own: Sequence[str] = ()
 
-    def choose(self, random: Random) -> str:
-        """Return the adapter of the next call."""
+    def choose(self, random: Random, own: str) -> str:
+        """Return the adapter of the next call of the writer whose own adapter is ``own``."""
+        if random.random() < _OWN_SHARE:
+            return own
         if random.random() < _HOT_SHARE:
             return self.names[random.randrange(self.num_hot)]
         return random.choice(self.names)
 
+    def choose_to_read(self, random: Random, adapter: str) -> str:
+        """Return the adapter of a read that is about ``adapter``, or now and then about what somebody may erase."""
+        return random.choice(self.own) if random.random() < _READ_OWN_SHARE else adapter
 
-def choose_call(random: Random, known: h.Snapshot, digests: Sequence[str]) -> h.Write | h.Resolve:
+    def choose_to_import(self, random: Random, first: str) -> list[str]:
+        """Return the adapters of an import, of which ``first`` is one."""
+        others = random.sample(self.names, min(len(self.names), random.randint(0, IMPORTED_MAX - 1)))
+        return list(dict.fromkeys((first, *others)))
+
+
+def choose_call(
+    random: Random, known: h.Snapshot, digests: Sequence[str], *, may_erase: bool = False
+) -> h.Write | h.Resolve:
     """Return a call that makes sense for an adapter that was last seen as ``known``, which may be out of date.
 
     Pushed revisions have one of ``digests``.
     """
+    if may_erase and known.num_revisions and random.random() < _ERASE_SHARE:
+        return h.Erase()
     verb = random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     if known.num_revisions == 0:
         verb = "push"
@@ -70,5 +94,7 @@ def choose_call(random: Random, known: h.Snapshot, digests: Sequence[str]) -> h.
             if len(live) > _LIVE_MIN and idle:
                 return h.Retire(random.choice(idle))
             return h.Resolve(alias)
+        case "import":
+            return h.Import(random.choice(digests), SERVING)
         case _:
             return h.Push(random.choice(digests), random.choice((SERVING, SERVING, "stable", None)))

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from random import Random
 
 from chaos import history as h
-from chaos.adapters import TinyAdapter
+from chaos.adapters import BASE, TinyAdapter
 from chaos.calls import IdentityCaller
 from chaos.model import can_be_idle
 from chaos.workload import Adapters, choose_call
 from octavo_identity.registry import write_mark
 from octavo_shared.errors import AliasMoved, OctavoError
+from octavo_shared.messages.importing import ImportItem
 
 _ATTEMPTS_MAX = 5
 _PAUSE_S = 0.15
@@ -21,7 +22,6 @@ _GIVE_UP_SHARE = 0.1
 _REPEAT_SHARE = 0.04
 _REPEATED_AFTER_S = (1.0, 20.0)
 _REPEATS_MAX = 64
-_NOTHING = h.Snapshot(0, "", {}, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,15 @@ class _Repeat:
 
 @dataclass
 class Writer:
-    """Runs until ``stop``. ``owner`` owns all adapters; ``readers`` hold grants now and then."""
+    """Runs until ``stop``. ``owner`` owns all adapters; ``readers`` hold grants now and then.
+
+    ``own`` is the adapter that nobody else writes to.
+    """
 
     name: str
     owner: IdentityCaller
     principal: str
+    own: str
     readers: Mapping[str, IdentityCaller]
     adapters: Adapters
     files: Sequence[TinyAdapter]
@@ -84,11 +88,14 @@ class Writer:
         """Do one call after the other."""
         while not stop.is_set():
             await self._repeat_what_is_due()
-            adapter = self.adapters.choose(self.random)
-            known = self.record.known.get(adapter, _NOTHING)
-            call = choose_call(self.random, known, [files.digest for files in self.files])
+            adapter = self.adapters.choose(self.random, self.own)
+            known = self.record.known.get(adapter, h.GONE)
+            digests = [files.digest for files in self.files]
+            call = choose_call(self.random, known, digests, may_erase=adapter == self.own)
             if isinstance(call, h.Resolve):
-                await self._read(adapter, call)
+                await self._read(self.adapters.choose_to_read(self.random, adapter), call)
+            elif isinstance(call, h.Import):
+                await self._import(adapter, call)
             else:
                 await self.write(adapter, call)
 
@@ -108,7 +115,7 @@ class Writer:
         """Do ``call``, again while its outcome is unknown, and put it down."""
         upload_id = ""
         if isinstance(call, h.Push):
-            staged = await self._stage(adapter, call)
+            staged = await self._stage(adapter, call.digest)
             if staged is None:
                 return
             upload_id = staged
@@ -142,12 +149,36 @@ class Writer:
             self._note(adapter, call, invoked_s, None, outcome, (), key)
             return
         self._note(adapter, call, invoked_s, _now_s(), outcome, (seen,), key)
-        if not can_be_idle(call) and len(self._repeats) < _REPEATS_MAX and self.random.random() < _REPEAT_SHARE:
+        is_repeatable = adapter != self.own and not can_be_idle(call)
+        if is_repeatable and len(self._repeats) < _REPEATS_MAX and self.random.random() < _REPEAT_SHARE:
             after_s = self.random.choice((0.0, self.random.uniform(*_REPEATED_AFTER_S)))
             self._repeats.append(_Repeat(_now_s() + after_s, len(self.record.operations) - 1, key, upload_id))
 
-    async def _stage(self, adapter: str, call: h.Push) -> str | None:
-        files = next(files for files in self.files if files.digest == call.digest)
+    async def _import(self, first: str, call: h.Import) -> None:
+        """Import what ``call`` says to several adapters at once; each of them is a write of its own."""
+        items = []
+        for adapter in self.adapters.choose_to_import(self.random, first):
+            if (upload_id := await self._stage(adapter, call.digest)) is not None:
+                items.append(ImportItem(adapter, secrets.token_hex(8), BASE.fingerprint, upload_id, alias=call.alias))
+        if not items:
+            return
+        invoked_s = _now_s()
+        answers: Sequence[h.Imported | OctavoError]
+        try:
+            answers = await self.owner.register(items)
+        except OctavoError as error:
+            answers = [error] * len(items)
+        for item, answer in zip(items, answers, strict=True):
+            completed_s: float | None = _now_s()
+            outcome, seen = h.Outcome.OK, (answer,) if isinstance(answer, h.Imported) else ()
+            if isinstance(answer, OctavoError):
+                self.record.note_error(answer)
+                outcome = h.Outcome.UNKNOWN if _is_unknown(answer) else h.Outcome.FAIL
+                completed_s = None
+            self._note(item.adapter, call, invoked_s, completed_s, outcome, seen, item.idempotency_key)
+
+    async def _stage(self, adapter: str, digest: str) -> str | None:
+        files = next(files for files in self.files if files.digest == digest)
         try:
             return await self.owner.stage(adapter, files)
         except OctavoError as error:

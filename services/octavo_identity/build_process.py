@@ -4,6 +4,7 @@ It speaks to its parent (``build_pool``) over a socket: an order comes with thre
 itself, the weights, and the one that the pack goes into; the answer says how long the pack is, or why there is none.
 """
 
+import contextlib
 import mmap
 import os
 import resource
@@ -45,7 +46,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Serve orders from the socket whose number is the first argument, until it is closed."""
-    with socket.socket(fileno=int(sys.argv[1])) as parent:
+    # An identity that was killed takes no answer.
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as parent:
         for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _FILES_MAX)):
             resource.setrlimit(limit, (value, value))
         parent.sendall(READY)

@@ -275,7 +275,7 @@ class Projection:
         try:
             await self._write(lambda: self._catalogue.keep(name, value))
         except sqlite3.DatabaseError as error:
-            self.rebuild(str(error))
+            # It may be locked while the view is made anew; damage is found by those who read.
             raise DependencyUnavailable(_VIEW) from error
 
     def close(self) -> None:

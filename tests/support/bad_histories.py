@@ -14,6 +14,7 @@ from support.histories import (
     by_write,
     end_s,
     late_read,
+    lives_of,
     relinked,
     resolved,
     states_of,
@@ -40,8 +41,13 @@ def _drop(of: Callable[[h.History], list[h.Operation]], *, hide: bool) -> Mutati
     return drop
 
 
-MUTATIONS["an_acknowledged_write_is_gone"] = _drop(acknowledged, hide=False)
-MUTATIONS["an_acknowledged_write_is_gone_without_a_gap"] = _drop(acknowledged, hide=True)
+def _not_erasures(history: h.History) -> list[h.Operation]:
+    """What an erasure left may have been so a moment before, when a leader that was deposed could have said it."""
+    return [one for one in acknowledged(history) if not isinstance(one.call, h.Erase)]
+
+
+MUTATIONS["an_acknowledged_write_is_gone"] = _drop(_not_erasures, hide=False)
+MUTATIONS["an_acknowledged_write_is_gone_without_a_gap"] = _drop(_not_erasures, hide=True)
 MUTATIONS["an_acknowledged_revision_is_gone"] = _drop(lambda history: acknowledged(history, h.Push), hide=True)
 MUTATIONS["an_acknowledged_alias_move_is_gone"] = _drop(
     lambda history: acknowledged(history, h.Promote, h.Rollback), hide=True
@@ -50,7 +56,7 @@ MUTATIONS["an_acknowledged_alias_move_is_gone"] = _drop(
 
 @mutation
 def the_last_acknowledged_writes_are_gone(history: h.History, random: Random) -> h.History | None:
-    one = random.choice(acknowledged(history))
+    one = random.choice(_not_erasures(history))
     entries = history.ledger[one.adapter]
     place = next(number for number, entry in enumerate(entries) if entry.write == one.write)
     return with_ledger(history, one.adapter, entries[:place])
@@ -136,7 +142,12 @@ def two_writes_change_places(history: h.History, random: Random) -> h.History | 
 @mutation
 def two_clients_get_one_revision_number(history: h.History, random: Random) -> h.History | None:
     pushed = acknowledged(history, h.Push)
-    pairs = [(one, other) for one in pushed for other in pushed if one.adapter == other.adapter and one is not other]
+    lives = lives_of(history)
+    pairs = [
+        (one, other)
+        for one, other in itertools.permutations(pushed, 2)
+        if one.adapter == other.adapter and lives[one.write] == lives[other.write]
+    ]
     if not pairs:
         return None
     one, other = random.choice(pairs)
@@ -217,7 +228,7 @@ MUTATIONS["a_tag_is_lost"] = _changed_head(_tag_lost)
 
 @mutation
 def an_answer_shows_another_head(history: h.History, random: Random) -> h.History | None:
-    one = random.choice(acknowledged(history))
+    one = random.choice([one for one in acknowledged(history) if isinstance(one.seen[0], h.Snapshot)])
     seen = one.seen[0]
     assert isinstance(seen, h.Snapshot)
     return with_operation(history, one, replace(one, seen=(replace(seen, tags=(*seen.tags, "never-set")),)))
@@ -225,7 +236,7 @@ def an_answer_shows_another_head(history: h.History, random: Random) -> h.Histor
 
 @mutation
 def a_repeated_write_gets_another_answer(history: h.History, random: Random) -> h.History | None:
-    twice = [one for one in acknowledged(history) if len(one.seen) > 1]
+    twice = [one for one in acknowledged(history) if len(one.seen) > 1 and isinstance(one.seen[1], h.Snapshot)]
     if not twice:
         return None
     one = random.choice(twice)
@@ -304,7 +315,8 @@ def reads_go_back_in_time(history: h.History, random: Random) -> h.History | Non
     aliases = {**snapshot.aliases, SERVING: snapshot.num_revisions + 1}
     new = replace(snapshot, num_revisions=snapshot.num_revisions + 1, latest_digest="sha256:last", aliases=aliases)
     both = replace(history, operations=(*history.operations, push))
-    both = with_ledger(both, adapter, [*entries, h.LedgerEntry(last.sequence + 1, last.sequence, "last", new)])
+    link = 0 if last.snapshot == h.GONE else last.sequence
+    both = with_ledger(both, adapter, [*entries, h.LedgerEntry(last.sequence + 1, link, "last", new)])
     call = h.Resolve(SERVING)
     seen = h.Resolved(new.num_revisions, "sha256:last")
     both = late_read(both, adapter, call, seen, at_s + 1.0)
@@ -318,3 +330,73 @@ def a_refused_swap_names_what_never_was(history: h.History, random: Random) -> h
         return None
     one = random.choice(refused)
     return with_operation(history, one, replace(one, seen=(h.AliasNamed(10_000),)))
+
+
+@mutation
+def an_erased_adapter_still_answers_beyond_the_bound(history: h.History, random: Random) -> h.History | None:
+    found = []
+    for one in acknowledged(history, h.Erase):
+        states, entries = states_of(history, one.adapter), history.ledger[one.adapter]
+        place = next(number for number, entry in enumerate(entries) if entry.write == one.write)
+        for alias in states[place].aliases:
+            seen = resolved(states[place], h.Resolve(alias))
+            # An import may give the name the same content again.
+            if all(resolved(state, h.Resolve(alias)) != seen for state in states[place + 1 :]):
+                found.append((one.adapter, h.Resolve(alias), seen))
+    if not found:
+        return None
+    adapter, call, seen = random.choice(found)
+    return late_read(history, adapter, call, seen, end_s(history) + STALE_MAX_S + 1.0)
+
+
+@mutation
+def an_erased_adapter_comes_back(history: h.History, random: Random) -> h.History | None:
+    """The push behind an erasure becomes the next revision of what was erased."""
+    places = [(name, number) for name, entries in history.ledger.items() for number in range(2, len(entries))
+              if entries[number - 1].snapshot == h.GONE]  # fmt: skip
+    if not places:
+        return None
+    adapter, number = random.choice(places)
+    entries = list(history.ledger[adapter])
+    old, new = entries[number - 2].snapshot, entries[number].snapshot
+    head = replace(old, num_revisions=old.num_revisions + 1, latest_digest=new.latest_digest)
+    entries[number] = replace(entries[number], snapshot=head)
+    return with_ledger(history, adapter, entries)
+
+
+@mutation
+def an_acknowledged_erasure_never_happened(history: h.History, random: Random) -> h.History | None:
+    found = []
+    for one in acknowledged(history, h.Erase):
+        entries = history.ledger[one.adapter]
+        if [entry.write for entry in entries if entry.snapshot == h.GONE] == [one.write]:
+            found.append(one)
+    if not found:
+        return None
+    one = random.choice(found)
+    left = [entry for entry in history.ledger[one.adapter] if entry.write != one.write]
+    return with_ledger(history, one.adapter, relinked(left))
+
+
+@mutation
+def an_import_is_told_another_revision(history: h.History, random: Random) -> h.History | None:
+    found = acknowledged(history, h.Import)
+    if not found:
+        return None
+    one = random.choice(found)
+    seen = one.seen[0]
+    assert isinstance(seen, h.Imported)
+    return with_operation(history, one, replace(one, seen=(replace(seen, number=seen.number + 1),)))
+
+
+@mutation
+def an_import_happens_twice(history: h.History, random: Random) -> h.History | None:
+    found = acknowledged(history, h.Import)
+    if not found:
+        return None
+    one = random.choice(found)
+    entry = next(entry for entry in history.ledger[one.adapter] if entry.write == one.write)
+    return _again(history, entry, one.adapter)
+
+
+MUTATIONS["an_imported_revision_is_gone"] = _drop(lambda history: acknowledged(history, h.Import), hide=True)

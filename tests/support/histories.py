@@ -63,15 +63,19 @@ class Simulator:
             return
         is_acknowledged = random.random() < 0.9
         is_idle = new == state and can_be_idle(call)
+        if isinstance(call, h.Import) and call.digest in state.digests:
+            # What is there already is not registered again.
+            new, is_idle = state, True
         if not is_idle and (is_acknowledged or random.random() < 0.5):
             self._sequence += random.randint(1, 3)
             entries = self._ledger.setdefault(adapter, [])
-            before = entries[-1].sequence if entries else 0
+            before = entries[-1].sequence if entries and entries[-1].snapshot != h.GONE else 0
             entries.append(h.LedgerEntry(self._sequence, before, write, new.snapshot()))
             self._states[adapter] = new
             self._past.setdefault(adapter, []).append((happens_s, new))
         if is_acknowledged:
-            answers = (new.snapshot(),) * (2 if random.random() < 0.2 and not is_idle else 1)
+            told = imported(new, call) if isinstance(call, h.Import) else new.snapshot()
+            answers = (told,) * (2 if random.random() < 0.2 and not is_idle else 1)
             self._note(client, adapter, call, invoked_s, completed_s, h.Outcome.OK, answers, write)
         else:
             self._note(client, adapter, call, invoked_s, None, h.Outcome.UNKNOWN, (), write)
@@ -99,11 +103,18 @@ class Simulator:
                 h.Tag((f"t{random.randrange(9)}",), (f"u{random.randrange(9)}",)),
                 h.Grant(random.choice(_READERS)),
                 h.Revoke(random.choice(_READERS)),
+                h.Import(random.choice((*state.digests, f"sha256:{random.getrandbits(64):x}")), SERVING),
+                h.Erase() if random.random() < 0.4 else h.Resolve(alias),
                 h.Resolve(alias),
                 h.Resolve(alias),
                 h.Resolve(SERVING, random.choice(_READERS)),
             )
         )
+
+
+def imported(state: State, call: h.Import) -> h.Imported:
+    """Return what an import is told behind which the adapter is in ``state``."""
+    return h.Imported(len(state.digests) - state.digests[::-1].index(call.digest), call.digest)
 
 
 def resolved(state: State, call: h.Resolve) -> h.Seen:
@@ -129,7 +140,8 @@ def with_operation(history: h.History, old: h.Operation, new: h.Operation) -> h.
 def relinked(entries: Sequence[h.LedgerEntry]) -> list[h.LedgerEntry]:
     """Return the entries with sequences and links as if nothing had happened to them."""
     sequences = sorted(entry.sequence for entry in entries)
-    links = [0, *sequences]
+    links = [0, *(0 if entry.snapshot == h.GONE else sequence
+                  for entry, sequence in zip(entries, sequences, strict=True))]  # fmt: skip
     return [
         replace(entry, sequence=sequence, previous_sequence=link)
         for entry, sequence, link in zip(entries, sequences, links, strict=False)
@@ -160,6 +172,17 @@ def states_of(history: h.History, adapter: str) -> list[State]:
         assert not isinstance(call, h.Resolve)
         states.append(apply(states[-1], call))
     return states
+
+
+def lives_of(history: h.History) -> dict[str, int]:
+    """Return for each write of the ledger how many erasures its adapter's name has behind it."""
+    lives = {}
+    for entries in history.ledger.values():
+        life = 0
+        for entry in entries:
+            lives[entry.write] = life
+            life += entry.snapshot == h.GONE
+    return lives
 
 
 def end_s(history: h.History) -> float:

@@ -15,7 +15,7 @@ def test_a_replicated_registry_loses_forks_and_repeats_nothing_under_faults() ->
     assert done.returncode == 0, done.stdout + done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["operations_acknowledged"] >= 400
-    assert line["faults_by_kind"] == {"identity_killed": 1, "leader_changed": 1, "nats_suspended": 1}
+    assert line["faults_by_kind"] == {"identity_killed": 1, "leader_changed": 1, "nats_partitioned": 1}
     assert (line["lost"], line["forked"], line["duplicates"]) == (0, 0, 0)
     assert (line["replicas_compared"], line["seed"]) == (3, SEED)
     assert line["packs_compared"] > 0

@@ -1,5 +1,6 @@
 """Uploads are looked at in a process of their own: what goes wrong there is the upload's loss alone."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,3 +116,12 @@ os._exit(0)
     # Reading its output to the end has waited for all who hold it; what is left is at most a zombie.
     status = Path(f"/proc/{child}/status")
     assert not status.exists() or "octavo" not in Path(f"/proc/{child}/cmdline").read_text()
+
+
+def test_a_process_whose_parent_is_gone_before_it_is_ready_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        command = [sys.executable, "-m", "octavo_identity.build_process", str(theirs.fileno())]
+        done = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -37,6 +37,10 @@ KINDS = {
     "a_read_is_stale_beyond_the_bound": Kind.STALE,
     "a_revoked_reader_still_reads_beyond_the_bound": Kind.STALE,
     "reads_go_back_in_time": Kind.STALE,
+    "an_erased_adapter_still_answers_beyond_the_bound": Kind.STALE,
+    "an_erased_adapter_comes_back": Kind.STATE,
+    "an_import_is_told_another_revision": Kind.ANSWER,
+    "an_import_happens_twice": Kind.DUPLICATE,
 }
 """How each of these is called among others that it may also be."""
 

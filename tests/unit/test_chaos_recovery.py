@@ -30,6 +30,12 @@ def test_what_counts_of_a_stopped_store_are_pushes() -> None:
     assert one.recovery_s == 4.0
 
 
+def test_without_a_majority_there_is_nothing_to_recover_with_until_there_is_one_again() -> None:
+    acknowledged = [Acknowledged(9.0, 10.2, False), Acknowledged(10.5, 11.5, False), Acknowledged(11.2, 12.0, False)]
+    [one] = recoveries([fault(10.0, FaultKind.MAJORITY_SUSPENDED)], acknowledged)
+    assert one.recovery_s == 1.0
+
+
 def test_a_fault_that_no_write_follows_was_not_recovered_from() -> None:
     [one] = recoveries([fault(10.0)], [Acknowledged(9.0, 9.5, True)])
     assert one.recovery_s == float("inf")
@@ -42,7 +48,7 @@ def test_a_quantile_is_one_of_the_values_and_never_below_its_share() -> None:
 
 
 def summary(verdict: Verdict = Verdict((), ()), wait_s: float = 1.0, problems: tuple[str, ...] = ()) -> Summary:  # noqa: B008
-    plan = Plan(0, 2, (FaultKind.NATS_KILLED,))
+    plan = Plan(0, 2, ((FaultKind.NATS_KILLED,),))
     call = h.Tag(("t",), ())
     operation = h.Operation("w", "home/a", call, 0, 1, h.Outcome.OK, (), "w1")
     record = Record([operation, replace(operation, write="w2")], [Acknowledged(10.0, 10.0 + wait_s, False)])
