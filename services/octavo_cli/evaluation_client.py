@@ -75,11 +75,17 @@ class EvaluationClient(ProvenanceClient):
         for attempt in range(_ATTEMPTS_MAX):
             with as_client_errors():
                 response = self._http.post(url, json=body)
-                if response.status_code not in _RETRIED or attempt == _ATTEMPTS_MAX - 1:
+                if not _is_busy(response) or attempt == _ATTEMPTS_MAX - 1:
                     check(response)
                     return response
             time.sleep(_wait_s(response, attempt))
         raise AssertionError("the last attempt returns or raises")
+
+
+def _is_busy(response: httpx.Response) -> bool:
+    """Tell whether it may be otherwise in a moment. A quota of the day is used up until the next day."""
+    told = response.headers.get("retry-after", "")
+    return response.status_code in _RETRIED and not (told.isdecimal() and float(told) > _WAIT_S_MAX)
 
 
 def _wait_s(response: httpx.Response, attempt: int) -> float:

@@ -20,6 +20,7 @@ from octavo_cli import (
     registry_commands,
     revision_commands,
     transfer_command,
+    usage_commands,
 )
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
@@ -186,6 +187,8 @@ app.command()(evaluation_commands.evaluate)
 app.command()(evaluation_commands.evaluations)
 app.command()(evaluation_commands.gate)
 app.command("provenance")(provenance_commands.show_provenance)
+app.command()(usage_commands.usage)
+app.command()(usage_commands.quota)
 # Or else what begins with a minus, here a tag to remove, would be an option.
 app.command(context_settings={"ignore_unknown_options": True})(revision_commands.tag)
 

@@ -24,14 +24,17 @@ from octavo_gateway.choice import Choice
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.generation import Dispatcher
 from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.meter import Meter
 from octavo_gateway.openai import Ask, Kind, parse
 from octavo_gateway.openai_sampling import complete
 from octavo_gateway.request_record import RequestRecord
 from octavo_gateway.text import BaseText, TextStore
 from octavo_shared.bases import base_label, labels_of
-from octavo_shared.errors import BaseNotServed, InternalError, NoWorker, OctavoError
+from octavo_shared.clock import wall_ms
+from octavo_shared.errors import BaseNotServed, DailyQuotaExceeded, InternalError, NoWorker, OctavoError
 from octavo_shared.messages.generation import Finished, Started
 from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.usage import left_of_day_s
 from octavo_shared.references import Fingerprint, TenantId, parse_reference
 from octavo_shared.telemetry import current_trace_id, log, tracer
 
@@ -50,8 +53,15 @@ class FrontDesk:
     """Runs requests; ``drain`` waits for those that run."""
 
     def __init__(
-        self, identity: IdentityClient, fleet: FleetView, texts: TextStore, names: BaseNames, dispatcher: Dispatcher
+        self,
+        identity: IdentityClient,
+        fleet: FleetView,
+        texts: TextStore,
+        names: BaseNames,
+        dispatcher: Dispatcher,
+        meter: Meter,
     ) -> None:
+        self._meter = meter
         self._identity = identity
         self._fleet = fleet
         self._texts = texts
@@ -107,6 +117,7 @@ class FrontDesk:
                     if error.http_status >= 500:
                         span.set_status(Status(StatusCode.ERROR, error.code))
                 record.finish(error, span)
+                record.meter(self._meter)
 
     async def _serve(self, call: Call, credential: Credential, asked: Asked, record: RequestRecord, span: Span) -> None:
         ask = parse(asked.raw, asked.kind, is_stream_default=asked.is_stream_default)
@@ -158,6 +169,10 @@ class FrontDesk:
         if not is_base:
             parse_reference(ask.model)
         resolution = await self._identity.resolve(credential, None if is_base else ask.model)
+        if (quota := resolution.exhausted) is not None:
+            raise DailyQuotaExceeded(
+                quota.quota, limit=quota.limit, used=quota.used, retry_after_s=left_of_day_s(wall_ms())
+            )
         if resolution.adapter is not None:
             base = resolution.adapter.base
             if base not in bases:

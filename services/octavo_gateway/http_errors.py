@@ -7,7 +7,7 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from octavo_gateway.bodies import BODY_BYTES_MAX
 from octavo_gateway.replies import error_body
-from octavo_shared.errors import BodyTooLarge, InternalError, InvalidRequest, OctavoError, Overloaded
+from octavo_shared.errors import BodyTooLarge, InternalError, InvalidRequest, OctavoError
 from octavo_shared.telemetry import log
 
 AnyRequest = Request[Any, Any, Any]
@@ -32,9 +32,9 @@ _ROUTE_ERRORS = {404: RouteNotFound("no such route"), 405: MethodNotAllowed("thi
 
 
 def error_response(error: OctavoError) -> Response[bytes]:
-    """Return ``error`` as a response; an overload says when to come back."""
+    """Return ``error`` as a response; an overload and a quota of a day say when to come back."""
     headers = {}
-    if isinstance(error, Overloaded) and "retry_after_s" in error.fields:
+    if "retry_after_s" in error.fields:
         headers["Retry-After"] = str(error.fields["retry_after_s"])
     if error.http_status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -6,6 +6,7 @@ REQUESTS = Counter("octavo_gateway_requests", "Generation requests that ended", 
 SHED = Counter("octavo_gateway_shed", "Generation requests shed before any work", ["reason"])
 IN_FLIGHT = Gauge("octavo_gateway_in_flight", "Generation requests in flight")
 ATTEMPTS = Counter("octavo_gateway_attempts_lost", "Attempts that were not the last of their request", ["reason"])
+USAGE_LOST = Counter("octavo_gateway_usage_lost_requests", "Requests whose use could not be told to be counted")
 TTFT = Histogram(
     "octavo_gateway_ttft_seconds",
     "From a request's arrival to its first text, by the tier where the adapter was found",

@@ -6,6 +6,7 @@ from opentelemetry.trace import Span
 
 from octavo_gateway import metrics
 from octavo_gateway.attempt import Plan
+from octavo_gateway.meter import Meter
 from octavo_gateway.openai import Ask
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import OctavoError
@@ -29,12 +30,14 @@ class RequestRecord:
     num_completion_tokens: int = 0
     ttft_ms: float | None = None
     is_cancelled: bool = False
+    plan: Plan | None = None
 
     def describe(self, span: Span, ask: Ask, plan: Plan, base_name: str) -> None:
         """Name the span and set what is known before the first token.
 
         The model is the base's name: an adapter's name is its owner's, and traces are not erased with it.
         """
+        self.plan = plan
         operation = ask.kind.value
         span.update_name(f"{operation} {base_name}")
         span.set_attributes(
@@ -93,3 +96,10 @@ class RequestRecord:
             ttft_ms=None if self.ttft_ms is None else round(self.ttft_ms, 1),
             duration_ms=round(now_ms() - self.at_ms, 1),
         )
+
+    def meter(self, meter: Meter) -> None:
+        """Let what was delivered be counted, once, however it ended; of a request that no worker began, nothing is."""
+        if self.plan is None or self.started is None:
+            return
+        adapter_id = self.plan.adapter.adapter_id if self.plan.adapter else None
+        meter.count(self.plan.tenant_id, adapter_id, self.num_prompt_tokens, self.num_completion_tokens)

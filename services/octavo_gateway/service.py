@@ -23,7 +23,9 @@ from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_provenance import ProvenanceRoutes
 from octavo_gateway.http_registry import RegistryRoutes
+from octavo_gateway.http_usage import UsageRoutes
 from octavo_gateway.identity_client import IdentityClient
+from octavo_gateway.meter import Meter
 from octavo_gateway.nats_entry import NatsEntry
 from octavo_gateway.settings import GatewaySettings
 from octavo_gateway.text import TextStore
@@ -60,7 +62,8 @@ class Gateway:
         )
         identity = IdentityClient(bus)
         dispatcher = Dispatcher(bus, self.fleet, self.gateway_id, waits)
-        self._front = FrontDesk(identity, self.fleet, self._texts, BaseNames(store), dispatcher)
+        self._meter = Meter(bus, self.gateway_id)
+        self._front = FrontDesk(identity, self.fleet, self._texts, BaseNames(store), dispatcher, self._meter)
         self._nats = NatsEntry(bus, self._front, self.admission)
         transfers = Transfers(store, settings.upload_bytes_max)
         routes = [
@@ -75,6 +78,7 @@ class Gateway:
             *EvaluationRoutes(identity).handlers(),
             *AdminRoutes(identity, bus).handlers(),
             *KeyRoutes(identity).handlers(),
+            *UsageRoutes(identity).handlers(),
         ]
         self._is_stopping = False
         self._app = build_app(routes, self.is_ready)
@@ -94,6 +98,7 @@ class Gateway:
         tasks = [
             asyncio.create_task(self._lease_forever(), name="lease"),
             asyncio.create_task(self._learn_bases_forever(), name="learn bases"),
+            asyncio.create_task(self._meter.run(), name="meter"),
         ]
         settings = self._settings
         try:
@@ -111,6 +116,8 @@ class Gateway:
                     await self._front.drain(_DRAIN_S)
         finally:
             await end(*tasks)
+            # Nothing runs any more that could still be counted.
+            await self._meter.close()
 
     async def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
         self.fleet.apply(heartbeat)

@@ -162,6 +162,20 @@ def check_list_keys(key: KeyHead, principal: str) -> None:
         check_admin(key, action)
 
 
+def check_usage(key: KeyHead, head: AdapterHead | None) -> AdapterHead:
+    """Return ``head`` to its owner, its auditors and admins: how much it is used is not for those who use it."""
+    return _check(key, head, Right.AUDIT, "see what this adapter was used for")
+
+
+def check_tenant_usage(key: KeyHead, tenant: str) -> None:
+    """Let the owners and auditors of a tenant see what it used, and admins; the others see what is theirs."""
+    action = "see what this tenant used"
+    if key.tenant == tenant and key.role in (Role.OWNER, Role.AUDITOR):
+        check_scope(key, Scope.AUDIT, action)
+    else:
+        check_admin(key, action, Scope.AUDIT)
+
+
 def check_tenant(key: KeyHead, tenant: str, action: str) -> None:
     """Let those of a tenant and admins see what is the tenant's; whether it exists makes no difference to others."""
     if key.tenant != tenant:

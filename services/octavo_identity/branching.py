@@ -8,6 +8,7 @@ from octavo_identity import access
 from octavo_identity.admission import Admission
 from octavo_identity.aliases import with_revision
 from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
@@ -23,8 +24,11 @@ from octavo_shared.references import Fingerprint, Reference, check_name, parse_r
 class Branching:
     """One method, of the verb's name."""
 
-    def __init__(self, desk: Desk, staging: Staging, statements: Statements, admission: Admission) -> None:
+    def __init__(
+        self, desk: Desk, staging: Staging, statements: Statements, admission: Admission, quotas: QuotaKeeper
+    ) -> None:
         self._desk = desk
+        self._quotas = quotas
         self._staging = staging
         self._statements = statements
         self._admission = admission
@@ -35,7 +39,8 @@ class Branching:
         Whoever may use the source may pull it and push what came, so using is the right that it takes, beside that to
         push the new one. Neither adapter needs the other afterwards. Idempotent by key; raises ``NameTaken``, and
         ``GateRefused`` when the tenant's gate wants an evaluation first, which the source's is not, ``BaseRetired`` and
-        ``BaseNotServed``.
+        ``BaseNotServed``. What does not fit into the new one's tenant's quotas is ``QuotaExceeded`` or
+        ``DailyQuotaExceeded``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -63,7 +68,6 @@ class Branching:
         await self._desk.gatekeeper.check(reference, None, revision, request.alias)
         place = object_key(new.adapter_id, 1, secrets.token_hex(8), secrets.token_hex(8))
         target = PackPlace(place, new.tenant_id, new.adapter_id, 1, revision.base)
-        await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
         stored = StoredRevision(revision, place)
 
         async def begin(now: AdapterHead | None) -> Change:
@@ -76,7 +80,9 @@ class Branching:
             await self._desk.gatekeeper.check(reference, None, revision, request.alias)
             return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored, statement)
 
-        begun = info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
+        async with self._quotas.room(reference, target, revision.pack_bytes):
+            await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
+            begun = info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
         return with_warnings(begun, await self._admission.warnings(revision.base))
 
     async def _check_base(self, alias: str | None, base: Fingerprint) -> None:

@@ -2,9 +2,10 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -15,13 +16,18 @@ from octavo_identity.records import (
     ErasedHead,
     KeyHead,
     RegistryEvent,
+    TenantHead,
     parse_object_key,
 )
 from octavo_identity.search import Search, latest_of
+from octavo_identity.usage_tables import USAGE_SCHEMA, Counts, forget_adapter, set_token_quota
+from octavo_shared.messages.usage import day_of
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 from octavo_shared.telemetry import log
 
-_VERSION = 12
+T = TypeVar("T")
+
+_VERSION = 13
 _CACHE_KIB = 64 * 1024
 """Of the writer: adapters come in the order of their making, and what they are found by is in another one, so that each
 of a million new rows wants a page of its own."""
@@ -36,7 +42,7 @@ CREATE TABLE IF NOT EXISTS users (principal TEXT, name TEXT, PRIMARY KEY (princi
 CREATE INDEX IF NOT EXISTS users_by_name ON users (name);
 CREATE TABLE IF NOT EXISTS revisions (
     adapter_id TEXT, number INTEGER, digest TEXT NOT NULL, object_key TEXT NOT NULL, sequence INTEGER NOT NULL,
-    name TEXT NOT NULL);
+    name TEXT NOT NULL, pack_bytes INTEGER NOT NULL, day INTEGER NOT NULL);
 CREATE UNIQUE INDEX IF NOT EXISTS revisions_by_number ON revisions (adapter_id, number);
 CREATE TABLE IF NOT EXISTS keys (principal TEXT, key_id TEXT, PRIMARY KEY (principal, key_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erasures (adapter_id TEXT PRIMARY KEY, tenant_id TEXT NOT NULL) WITHOUT ROWID;
@@ -47,6 +53,7 @@ CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL) WIT
 CREATE TABLE IF NOT EXISTS position (
     id INTEGER PRIMARY KEY CHECK (id = 0), created TEXT, sequence INTEGER NOT NULL, begun_ms INTEGER NOT NULL);
 {sittings.SCHEMA}
+{USAGE_SCHEMA}
 PRAGMA user_version = {_VERSION};
 """
 # Rows of revisions lie in the order of their making and their index is small: both stay cheap at millions. A digest is
@@ -161,17 +168,25 @@ class Catalogue:
     ) -> None:
         """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
         has_erased = False
+        counts, counted = Counts(), self.position().sequence
         with self._writer:
             self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
                     self._apply(event, event.head, sequence)
+                    if sequence > counted:
+                        counts.push(event, event.head)
                 elif isinstance(event.head, ErasedHead):
                     has_erased = True
+                    if sequence > counted:
+                        counts.erase(self._writer, event.head)
                     self._erase(event.head)
+                elif isinstance(event.head, TenantHead):
+                    set_token_quota(self._writer, event.head)
                 elif isinstance(event.head, KeyHead):
                     rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
                     self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
+            counts.write(self._writer)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)
         if has_erased:
@@ -187,6 +202,7 @@ class Catalogue:
             sittings.put(self._writer, name, head.tenant_id, set())
         for table in ("revisions", "writes", "erasures"):
             run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
+        forget_adapter(self._writer, head.adapter_id)
         if not head.receipt:
             run("INSERT INTO erasures VALUES (?, ?)", (head.adapter_id, head.tenant_id))
 
@@ -205,8 +221,11 @@ class Catalogue:
             run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))
         if (stored := event.revision) is not None:
             revision = stored.revision
-            found = (head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name)
-            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?)", found)
+            found = (
+                head.adapter_id, revision.number, revision.digest, stored.object_key, sequence, head.name,
+                revision.pack_bytes, day_of(event.at_ms),
+            )  # fmt: skip
+            run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", found)
 
     def find(self, search: Search, reader: tuple[str, str] | None, after: str, num_max: int) -> Page:
         """Return heads of adapters that match, by name, after ``after``.
@@ -269,6 +288,20 @@ class Catalogue:
                 for object_key, parts in parsed
                 if parts is not None and self._reader.execute(_ABSENT, (*parts, object_key)).fetchone()[0]
             ]
+
+    def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do ``work`` in one transaction: for what is counted beside the registry, and goes when this begins again."""
+        with self._writer:
+            return work(self._writer)
+
+    def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``work`` reads, all of it as it was at one moment."""
+        with self._lock:
+            self._reader.execute("BEGIN")
+            try:
+                return work(self._reader)
+            finally:
+                self._reader.rollback()
 
     def close(self) -> None:
         self._writer.close()

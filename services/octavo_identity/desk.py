@@ -11,7 +11,7 @@ from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
-from octavo_identity.records import AdapterHead, KeyHead
+from octavo_identity.records import AdapterHead, KeyHead, TenantHead
 from octavo_identity.registry import Append, Check, Make, Registry
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
@@ -19,6 +19,7 @@ from octavo_identity.tickets import Tickets
 from octavo_shared import subjects
 from octavo_shared.errors import AdapterNotFound, InvalidRequest
 from octavo_shared.messages.identity import AdapterInfo, Credential, Role
+from octavo_shared.messages.usage import Quotas
 from octavo_shared.references import Reference, parse_reference
 
 _IDEMPOTENCY_KEY_LENGTH_MAX = 256
@@ -52,6 +53,11 @@ class Desk:
     async def has_tenant(self, tenant: str) -> bool:
         """Tell whether the tenant was created."""
         return await self.heads.read(self.tenant_subject(tenant)) is not None
+
+    async def quotas_of(self, tenant: str) -> Quotas | None:
+        """Return the tenant's quotas as the leader has them; None: it was never given any."""
+        found = await self.heads.read(self.tenant_subject(tenant))
+        return found[0].head.quotas if found and isinstance(found[0].head, TenantHead) else None
 
     async def head_to_push(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
         """Return the head of an adapter that ``key`` may push to, None for one that it may begin."""

@@ -6,15 +6,13 @@ import msgspec
 
 from octavo_identity import access
 from octavo_identity.desk import Desk, adapter_reference
-from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, KeyHead, RegistryEvent, TenantHead
-from octavo_identity.registry import Change, write_mark
-from octavo_shared.clock import wall_ms
-from octavo_shared.errors import InvalidRequest, RevisionConflict
+from octavo_identity.records import AdapterHead, KeyHead, TenantHead
+from octavo_identity.registry import Change
+from octavo_identity.tenancy import TenantChange, change_tenant
+from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages import evaluation as messages
 from octavo_shared.messages.evaluation import Gate, Gates, Metric, Rule, gate_summary
 from octavo_shared.references import DIGEST_PATTERN, PRINCIPAL_PATTERN, check_name
-
-_ATTEMPTS_MAX = 8
 
 
 class GateVerbs:
@@ -59,24 +57,15 @@ class GateVerbs:
     async def _set_tenant_gate(self, request: messages.SetGate, key: KeyHead) -> Gates:
         tenant = check_name(request.target, "tenant")
         access.check_admin(key, "set the gate of a tenant")
-        subject, mark = self._desk.tenant_subject(tenant), write_mark(key.principal, request.idempotency_key)
-        for _ in range(_ATTEMPTS_MAX):
-            found = await self._desk.heads.read(subject)
-            head = found[0].head if found else None
-            if found is None or not isinstance(head, TenantHead):
-                raise InvalidRequest("tenant", "does not exist")
-            if mark in head.writes or head.gate == request.gate:
-                return Gates(tenant, tenant=head.gate)
-            new = msgspec.structs.replace(head, gate=request.gate, writes=(*head.writes, mark)[-WRITES_IN_HEAD_MAX:])
-            event = RegistryEvent(
-                _kind(request.gate), key.principal, wall_ms(), found[1], new, gate_summary(request.gate)
-            )
-            try:
-                await self._desk.heads.append(subject, event)
-            except RevisionConflict:
-                continue
-            return Gates(tenant, tenant=request.gate)
-        raise RevisionConflict("the tenant changed at the same time; look again and retry")
+
+        def put(head: TenantHead) -> TenantChange | None:
+            if head.gate == request.gate:
+                return None
+            new = msgspec.structs.replace(head, gate=request.gate)
+            return TenantChange(_kind(request.gate), new, gate_summary(request.gate))
+
+        head = await change_tenant(self._desk, key, tenant, request.idempotency_key, put)
+        return Gates(tenant, tenant=head.gate)
 
 
 def _kind(gate: Gate | None) -> str:

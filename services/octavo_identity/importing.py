@@ -8,6 +8,7 @@ from octavo_identity import access
 from octavo_identity.desk import Desk, adapter_reference
 from octavo_identity.grouping import Group
 from octavo_identity.pushing import Committed, Pushing
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import KeyHead
 from octavo_identity.registry import write_mark
 from octavo_shared.errors import InvalidRequest, OctavoError
@@ -25,8 +26,9 @@ from octavo_shared.messages.importing import (
 class Importing:
     """One method, of the verb's name."""
 
-    def __init__(self, desk: Desk, pushing: Pushing) -> None:
+    def __init__(self, desk: Desk, pushing: Pushing, quotas: QuotaKeeper) -> None:
         self._desk = desk
+        self._quotas = quotas
         self._pushing = pushing
 
     async def register(self, request: Register) -> ImportReport:
@@ -64,6 +66,7 @@ class Importing:
         mark = write_mark(key.principal, item.idempotency_key)
         made = await self._desk.registry.repeated(reference, mark) if head is not None else None
         if made is None:
+            await self._quotas.check(reference, is_new=head is None)
             return ImportOutcome(item.adapter, ImportState.WANTED)
         return _outcome(item, Committed(made, key))
 

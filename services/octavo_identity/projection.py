@@ -186,6 +186,14 @@ class Projection:
             self.rebuild(str(error))
             raise DependencyUnavailable(_VIEW) from error
 
+    async def change(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do ``work`` on the file in one transaction, between batches of events; raises ``sqlite3.DatabaseError``."""
+        return await self._write(lambda: self._catalogue.change(work))
+
+    async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``work`` reads from the file, all of it as it was at one moment."""
+        return await self._read(lambda: self._catalogue.look(work))
+
     async def _wait(self) -> None:
         try:
             async with asyncio.timeout(_POLL_S):

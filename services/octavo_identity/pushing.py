@@ -13,6 +13,7 @@ from octavo_identity.aliases import with_revision
 from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
@@ -51,6 +52,7 @@ class Pushing:
 
     def __init__(
         self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, admission: Admission,
+        quotas: QuotaKeeper,
         upload_bytes_max: int,
     ) -> None:  # fmt: skip
         self._desk = desk
@@ -58,13 +60,18 @@ class Pushing:
         self._keys = keys
         self._statements = statements
         self._admission = admission
+        self._quotas = quotas
         self._upload_bytes_max = upload_bytes_max
 
     async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
-        """Name a staging place that only this principal can commit, to this adapter, for a while."""
+        """Name a staging place that only this principal can commit, to this adapter, for a while.
+
+        Raises ``QuotaExceeded`` or ``DailyQuotaExceeded`` when nothing more fits into the tenant's quotas already.
+        """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         found = await self._desk.head_to_push(key, reference)
+        await self._quotas.check(reference, is_new=found is None)
         head, served = found or self._desk.new_head(reference, key), _served(found)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
@@ -102,7 +109,8 @@ class Pushing:
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``BaseRetired``, ``BaseUnknown``,
         ``InvalidRequest`` when the upload is not there, not the caller's or too old, ``GateRefused`` when the alias is
         behind a gate, which a new revision cannot have passed yet, and ``RevisionConflict`` when too many others push.
-        A statement that says otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``.
+        A statement that says otherwise than what was built raises ``ProvenanceRefused`` or ``ParentMoved``, and what
+        does not fit into the tenant's quotas ``QuotaExceeded`` or ``DailyQuotaExceeded``.
         """
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
@@ -130,9 +138,10 @@ class Pushing:
             owner = head or self._desk.new_head(reference, key)
             place = object_key(owner.adapter_id, number, request.upload_id, nonce)
             pack_place = PackPlace(place, owner.tenant_id, owner.adapter_id, number, built.header.base)
-            await self._staging.store_pack(pack_place, built.pack)
             try:
-                head = await self._add(request, key, reference, built, offered, number, place)
+                async with self._quotas.room(reference, pack_place, len(built.pack)):
+                    await self._staging.store_pack(pack_place, built.pack)
+                    head = await self._add(request, key, reference, built, offered, number, place)
             except _Overtaken as overtaken:
                 head = overtaken.head
                 continue

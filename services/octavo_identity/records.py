@@ -11,6 +11,7 @@ from octavo_shared.dsse import PublicKey
 from octavo_shared.messages.evaluation import Evaluation, Gate
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
+from octavo_shared.messages.usage import Quotas
 from octavo_shared.references import AdapterId, Fingerprint, TenantId
 
 REVISIONS_IN_HEAD_MAX = 32
@@ -33,6 +34,7 @@ class TenantHead(msgspec.Struct, frozen=True, tag="tenant", omit_defaults=True):
     tenant: str
     gate: Gate | None = None
     writes: tuple[str, ...] = ()
+    quotas: Quotas | None = None
 
 
 class KeyHead(msgspec.Struct, frozen=True, tag="key"):

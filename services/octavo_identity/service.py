@@ -26,11 +26,14 @@ from octavo_identity.key_provider import FileKeyProvider
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
+from octavo_identity.metering import Metering
 from octavo_identity.projection import Projection
 from octavo_identity.promoting import Promoting
 from octavo_identity.provenance_verbs import ProvenanceVerbs
 from octavo_identity.proving import Proving
 from octavo_identity.pushing import Pushing
+from octavo_identity.quota_keeper import QuotaKeeper
+from octavo_identity.quota_verbs import QuotaVerbs
 from octavo_identity.settings import IdentitySettings
 from octavo_identity.signer_verbs import SignerVerbs
 from octavo_identity.signers import Signers
@@ -40,6 +43,8 @@ from octavo_identity.sweeper import Sweeper
 from octavo_identity.tenancy import Tenancy
 from octavo_identity.transferring import Transferring
 from octavo_identity.unwrapping import Unwrapping
+from octavo_identity.usage_stream import UsageStream
+from octavo_identity.usage_verbs import UsageVerbs
 from octavo_identity.verbs import Verbs
 from octavo_identity.view_maker import ViewMaker
 from octavo_shared import dsse, subjects
@@ -93,6 +98,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(checkpoints.ensure_stream)
                 keys = DataKeys(bus, settings.num_replicas, provider)
                 await _retry(keys.ensure_stream)
+                usage = UsageStream(bus, settings.num_replicas)
+                await _retry(usage.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
@@ -101,9 +108,11 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 desk = Desk(heads, ids, projection)
                 staging = Staging(store, keys)
                 statements = Statements(signers)
+                metering = Metering(heads, usage, projection)
+                quotas = QuotaKeeper(desk, metering)
                 fleet = Fleet()
                 admission = Admission(desk.bases, store, fleet)
-                pushing = Pushing(desk, staging, keys, statements, admission, settings.upload_bytes_max)
+                pushing = Pushing(desk, staging, keys, statements, admission, quotas, settings.upload_bytes_max)
                 await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
                 erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
@@ -112,11 +121,11 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 auditing = Auditing(desk, bus, auditor)
                 await bus.serve(subjects.AUDITED, AuditState, auditing.heard)
                 handlers = _handlers(
-                    Verbs(desk),
+                    Verbs(desk, metering.exhausted),
                     pushing,
-                    Importing(desk, pushing),
+                    Importing(desk, pushing, quotas),
                     Promoting(desk, admission),
-                    Branching(desk, staging, statements, admission),
+                    Branching(desk, staging, statements, admission, quotas),
                     BaseVerbs(desk, admission, fleet),
                     Transferring(desk),
                     Tenancy(desk),
@@ -128,10 +137,13 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     Evaluating(desk, signers, statements),
                     GateVerbs(desk),
                     Unwrapping(keys, desk.tickets),
+                    UsageVerbs(desk, metering),
+                    QuotaVerbs(desk),
                     erasing,
                 )
                 side_tasks = [
                     asyncio.create_task(projection.follow(heads), name="projection"),
+                    asyncio.create_task(metering.follow(), name="metering"),
                     asyncio.create_task(ledger.run(), name="ledger"),
                     asyncio.create_task(Sweeper(store, heads, projection, keys).run(), name="sweeper"),
                     asyncio.create_task(erasing.run(), name="erasing"),

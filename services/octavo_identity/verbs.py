@@ -1,5 +1,6 @@
 """Verbs on adapters that exist: resolve, locate, grant, revoke, tag, list, history."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from octavo_identity import access
@@ -19,7 +20,8 @@ from octavo_shared.messages import identity as messages
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.messages.keys import Role, Scope
-from octavo_shared.references import DIGEST_PATTERN, PRINCIPAL_PATTERN, parse_reference
+from octavo_shared.messages.usage import QuotaUse
+from octavo_shared.references import DIGEST_PATTERN, PRINCIPAL_PATTERN, TenantId, parse_reference
 
 _AUDITORS_EVENTS = frozenset({"granted", "revoked"})
 _AUDITORS_DETAILS = frozenset({"branched"})
@@ -29,8 +31,9 @@ _AUDITORS_DETAILS = frozenset({"branched"})
 class Verbs:
     """One method per verb, of the same name."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, exhausted: Callable[[TenantId], QuotaUse | None] = lambda tenant_id: None) -> None:
         self._desk = desk
+        self._exhausted = exhausted
         self._registry = desk.registry
         self._listing = Listing(desk)
 
@@ -49,7 +52,8 @@ class Verbs:
             handle = self._desk.tickets.with_ticket(
                 _handle(head, await self._registry.select(head, reference)), wall_ms()
             )
-        return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle)
+        exhausted = self._exhausted(tenant_id)
+        return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle, exhausted)
 
     async def locate(self, request: messages.Locate) -> messages.Resolution:
         """Say where an adapter's bytes are, without the right to use it: to its owner and to admins. Reads only.

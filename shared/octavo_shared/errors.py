@@ -6,6 +6,8 @@ OctavoError
 │   └── ContextExceeded       400  prompt and answer do not fit the context
 ├── Unauthenticated           401  no key, a wrong key or a revoked one
 ├── NotPermitted              403  the key is good but may not do this
+├── QuotaExceeded             403  the tenant has as much as it may have
+│   └── DailyQuotaExceeded    429  the tenant has used what it may use today, with a truthful Retry-After
 ├── AdapterNotFound           404  not there, or not yours: one answer for both
 ├── RevisionConflict          409  somebody else moved the head first
 ├── AliasMoved                409  the alias does not name the revision that the writer expected
@@ -107,6 +109,26 @@ class NotPermitted(OctavoError):
 
     def __init__(self, action: str) -> None:
         super().__init__(f"this key may not {action}", action=action)
+
+
+class QuotaExceeded(OctavoError):
+    """``quota`` is its name, ``used`` what there is and is on its way."""
+
+    code, http_status = "quota_exceeded", 403
+
+    def __init__(self, quota: str, *, limit: int, used: int, problem: str = "", **fields: int) -> None:
+        super().__init__(
+            f"the tenant's quota '{quota}' is {limit}, of which {used} are used{problem}",
+            quota=quota, limit=limit, used=used, **fields,
+        )  # fmt: skip
+
+
+class DailyQuotaExceeded(QuotaExceeded):
+    code, http_status = "daily_quota_exceeded", 429
+
+    def __init__(self, quota: str, *, limit: int, used: int, retry_after_s: int) -> None:
+        problem = f"; it begins again in {retry_after_s} s"
+        super().__init__(quota, limit=limit, used=used, problem=problem, retry_after_s=retry_after_s)
 
 
 class AdapterNotFound(OctavoError):

@@ -16,6 +16,7 @@ INBOX = "_INBOX"
 
 _STREAM_CALLS = ("CREATE", "INFO", "MSG.GET")
 """What identity asks JetStream to do with a stream of its own. Only data keys may be deleted, and nothing purged."""
+_STREAMS = (*subjects.IDENTITY_STREAMS, subjects.USAGE_STREAM)
 
 
 class BusRole(StrEnum):
@@ -68,6 +69,7 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
             subjects.worker("*", "cancel"),
             subjects.DEMAND,
             subjects.LEASE,
+            subjects.usage("*"),
             _inboxes(BusRole.CLIENT),
         ),
         subscribe=(
@@ -79,8 +81,8 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
     BusRole.IDENTITY: Permissions(
         publish=(
             *(subject for stream_subjects in subjects.IDENTITY_STREAMS.values() for subject in stream_subjects),
-            *(f"$JS.API.STREAM.{call}.{stream}" for stream in subjects.IDENTITY_STREAMS for call in _STREAM_CALLS),
-            subjects.copies(subjects.REGISTRY_STREAM),
+            *(f"$JS.API.STREAM.{call}.{stream}" for stream in _STREAMS for call in _STREAM_CALLS),
+            *(subjects.copies(stream) for stream in (subjects.REGISTRY_STREAM, subjects.USAGE_STREAM)),
             *(f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in subjects.DELETABLE_STREAMS),
             subjects.worker("*", "erase"),
             subjects.AUDITED,

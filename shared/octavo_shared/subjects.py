@@ -49,6 +49,10 @@ IDENTITY_STREAMS = {
 }
 """Stream → subjects. Only identity may write to these and read from them."""
 
+USAGE_STREAM = "OCTAVO_USAGE"
+USAGE_SUBJECTS = (f"{PREFIX}.usage.*",)
+"""What requests used: gateways write to this one, and identity reads from it."""
+
 DELETABLE_STREAMS = (KEY_STREAM,)
 """Those of which identity may delete single messages."""
 
@@ -61,6 +65,11 @@ def copies(stream: str) -> str:
 def identity(verb: str) -> str:
     """Subject of one identity verb, served by the queue group ``IDENTITY_QUEUE``."""
     return f"{PREFIX}.identity.{verb}"
+
+
+def usage(gateway_id: str) -> str:
+    """Subject in the stream of usage that a gateway writes its records to."""
+    return f"{PREFIX}.usage.{gateway_id}"
 
 
 def residency(verb: str) -> str:

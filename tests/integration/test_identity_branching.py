@@ -26,7 +26,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest
-from support.identity_rig import Client, admission, data_keys, own_identity, parts, statements
+from support.identity_rig import Client, admission, data_keys, own_identity, parts, quota_keeper, statements
 
 
 @pytest.fixture
@@ -154,8 +154,9 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     staging.owner = alice
     order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
     desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)
+    branching = Branching(desk, staging, statements(heads, ids), admitting, quota_keeper(desk, admin.bus))
     with pytest.raises(AdapterNotFound):
-        await Branching(desk, staging, statements(heads, ids), admitting).branch(order)
+        await branching.branch(order)
     with pytest.raises(AdapterNotFound):
         await bob.resolve("away/poems")
     staging.close()

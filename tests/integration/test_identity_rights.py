@@ -21,7 +21,7 @@ from octavo_shared.messages import identity as m
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from support.adapters import TINY_FINGERPRINT
-from support.identity_rig import Client, admission, data_keys, own_identity, statements
+from support.identity_rig import Client, admission, data_keys, own_identity, quota_keeper, statements
 
 
 @pytest.fixture
@@ -135,9 +135,9 @@ async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Cl
     projection = Projection(tmp_path / "view.sqlite")
     keys = data_keys(admin.bus, ids)
     staging = MeetingStaging(admin.store, keys)
-    pushing = Pushing(
-        Desk(heads, ids, projection), staging, keys, statements(heads, ids), admission(admin.store, heads), 1 << 20
-    )
+    desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)
+    quotas = quota_keeper(desk, admin.bus)
+    pushing = Pushing(desk, staging, keys, statements(heads, ids), admitting, quotas, 1 << 20)
     orders = [
         m.Commit(
             credential=alice.credential, idempotency_key=f"{dtype}", adapter="home/diary", upload_id=upload_id,

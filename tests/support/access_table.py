@@ -20,6 +20,7 @@ from octavo_shared.manifest import publish_base
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.importing import ImportItem
+from octavo_shared.messages.usage import Quota
 from octavo_shared.references import Fingerprint
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
 from support.adapters import TINY_BASE, TINY_FINGERPRINT
@@ -69,6 +70,9 @@ list_signers            yes    yes    yes    yes    yes    yes    yes     yes   
 list_signers of others  no     no     no     no     no     yes    no      no     no     no     no     no
 provenance              yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
 lineage                 yes    yes    yes    yes    yes    404    404     yes    yes    yes    yes    404
+usage                   yes    no     no     yes    yes    yes    404    no     no     no     yes    404
+usage of a tenant       yes    no     no     no     yes    yes    no     no     no     no     yes    no
+set_quota               no     no     no     no     no     yes    no     no     no     no     no     no
 create_tenant           no     no     no     no     no     yes    no      no     no     no     no     no
 bases                   yes    yes    yes    yes    yes    yes    yes     yes    yes    yes    yes    yes
 bases of a tenant       yes    no     no     no     yes    yes    no      yes    yes    yes    yes    yes
@@ -278,6 +282,9 @@ REQUESTS: dict[str, Ask] = {
     "list_signers of others": _asking(principal="carol@home"),
     "provenance": _asking(reference="{}@1"),
     "lineage": _asking(adapter="{}"),
+    "usage": _asking(target="{}"),
+    "usage of a tenant": _asking(target="home"),
+    "set_quota": _asking(tenant="home", limits={Quota.ADAPTERS: None}),
     "create_tenant": _create_tenant,
     "bases": _asking(),
     "bases of a tenant": _asking(tenant="home"),

@@ -52,6 +52,7 @@ from octavo_shared.messages.identity import (
 )
 from octavo_shared.messages.keys import Scope
 from octavo_shared.messages.privacy import DataKey, Unwrap
+from octavo_shared.messages.usage import DayUsage, GetUsage, Quotas, QuotaUse, SetQuota, TenantQuotas, Usage
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE, BASE_NAME
 from support.keys import key_for
@@ -69,10 +70,13 @@ class FakeIdentity:
         self._adapters: dict[str, tuple[AdapterHandle, set[str]]] = {}
         self.writes: list[object] = []
         self.lists: list[ListAdapters] = []
+        self.exhausted: dict[str, QuotaUse] = {}
+        """Tenants that have used up their tokens."""
         self.shown_digest: Digest | None = None
         """What it shows instead of the digest of the revision that it resolves."""
 
     async def start(self) -> None:
+        await self._bus.jetstream.add_stream(name=subjects.USAGE_STREAM, subjects=list(subjects.USAGE_SUBJECTS))
         for verb, (request, _) in VERBS.items():
             await self._bus.serve(subjects.identity(verb), request, self._answer, subjects.IDENTITY_QUEUE)
 
@@ -127,7 +131,8 @@ class FakeIdentity:
                     adapter, principals = self._adapters.get(parse_reference(reference).name, (None, set()))
                     if adapter is None or principal not in principals:
                         raise AdapterNotFound
-                return Resolution(principal, tenant, "t-" + tenant, role, adapter)
+                exhausted = self.exhausted.get(tenant)
+                return Resolution(principal, tenant, "t-" + tenant, role, adapter, exhausted)
             case Locate(reference=reference):
                 adapter, _ = self._adapters.get(parse_reference(reference).name, (None, set()))
                 if adapter is None or (role is not Role.ADMIN and reference.split("/")[0] != tenant):
@@ -173,6 +178,11 @@ class FakeIdentity:
             case ListEvaluations(reference=reference):
                 info = self._info(parse_reference(reference).name)
                 return EvaluationList(info.name, info.latest, info.state, ())
+            case SetQuota(tenant=target, limits=limits):
+                self.writes.append(request)
+                return TenantQuotas(target, Quotas(**{name.value: limit for name, limit in limits.items()}))
+            case GetUsage(target=target):
+                return Usage(target or tenant, (DayUsage("2026-11-28", 1, 2, 3, 4),), 5, 6)
             case GetGate(target=target):
                 return Gates(target)
             case SetGate(target=target, gate=gate):

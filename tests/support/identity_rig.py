@@ -21,13 +21,16 @@ from octavo_identity.fleet import Fleet
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.metering import Metering
 from octavo_identity.projection import Projection
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
 from octavo_identity.registry import Change
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
 from octavo_identity.signers import Signers
 from octavo_identity.statements import Statements
+from octavo_identity.usage_stream import UsageStream
 from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
@@ -213,6 +216,11 @@ class Parts:
         for _ in range(num_revisions):
             head, _ = await self.desk.registry.change(reference, "alice@home", secrets.token_hex(8), add)
         return head
+
+
+def quota_keeper(desk: Desk, bus: Bus) -> QuotaKeeper:
+    """Return what holds pushes against quotas."""
+    return QuotaKeeper(desk, Metering(desk.heads, UsageStream(bus, 1), desk.projection))
 
 
 def statements(heads: HeadStore, ids: Ids) -> Statements:

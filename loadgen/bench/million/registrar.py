@@ -34,12 +34,15 @@ from octavo_identity.grouping import Group
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.metering import Metering
 from octavo_identity.projection import Projection
 from octavo_identity.pushing import Pushing
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import RegistryEvent
 from octavo_identity.signers import Signers
 from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Statements
+from octavo_identity.usage_stream import UsageStream
 from octavo_shared import dsse, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
@@ -144,7 +147,9 @@ class Registrar:
         keys = DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
         # The base is known, so nothing here comes to object storage.
         admission = Admission(desk.bases, ObjectStore(StoreSettings()), Fleet())
-        return cls(population, heads, ids, desk, Pushing(desk, _SharedPack(), keys, statements, admission, 1))
+        quotas = QuotaKeeper(desk, Metering(heads, UsageStream(bus, 1), projection))
+        pushing = Pushing(desk, _SharedPack(), keys, statements, admission, quotas, 1)
+        return cls(population, heads, ids, desk, pushing)
 
     async def register(self, wanted: Range) -> None:
         """Register a range, and say how far it is after each batch."""

@@ -46,6 +46,7 @@ from octavo_shared.messages.provenance import GetLineage, GetProvenance, Lineage
 from octavo_shared.messages.requests import Credential as Credential
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.messages.signers import ListSigners, RegisterSigner, RevokeSigner, SignerInfo, SignerList
+from octavo_shared.messages.usage import GetUsage, QuotaUse, SetQuota, TenantQuotas, Usage
 from octavo_shared.references import AdapterId, Digest, Fingerprint
 
 
@@ -63,6 +64,8 @@ class Resolution(msgspec.Struct, frozen=True):
     tenant_id: str
     role: Role
     adapter: AdapterHandle | None = None
+    exhausted: QuotaUse | None = None
+    """The quota of tokens of who asks, once it is used up: then nothing may be generated for them."""
 
 
 class Locate(Request, frozen=True, kw_only=True):
@@ -369,6 +372,8 @@ VERBS: dict[str, tuple[type[Any], type[Any]]] = {
     "retire_base": (RetireBase, BaseInfo),
     "restore_base": (RestoreBase, BaseInfo),
     "outdated": (ListOutdated, OutdatedList),
+    "usage": (GetUsage, Usage),
+    "set_quota": (SetQuota, TenantQuotas),
     "erase": (Erase, Erased),
     "unwrap": (Unwrap, DataKey),
     "erasures": (ErasuresSince, Erasures),
