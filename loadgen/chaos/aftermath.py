@@ -10,10 +10,10 @@ from chaos.deployment import Deployment
 from chaos.faults import leader_of, step_down
 from chaos.history import GONE, LedgerEntry, Snapshot
 from octavo_identity.data_keys import DataKeys
-from octavo_identity.heads import HeadStore, event_of
+from octavo_identity.event_form import Opener
+from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
-from octavo_identity.key_provider import FileKeyProvider
-from octavo_identity.records import AdapterHead, ErasedHead, StoredRevision
+from octavo_identity.records import AdapterHead, ErasedHead, RegistryEvent, StoredRevision
 from octavo_identity.staging import PackPlace
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import Signer
@@ -48,15 +48,17 @@ class Aftermath:
     problems: list[str] = field(default_factory=list)
 
 
-async def look(deployment: Deployment, operator: Bus) -> Aftermath:
-    """Read everything and compare it; the deployment must be healthy."""
-    heads = HeadStore(operator, len(deployment.nats.servers))
+async def look(deployment: Deployment, operator: Bus, keys: DataKeys) -> Aftermath:
+    """Read everything and compare it; the deployment must be healthy. ``keys`` open also what was erased."""
+    heads = HeadStore(operator, len(deployment.nats.servers), keys)
     events = await _all_events(heads)
-    found = Aftermath(_ledger_of(events), len(events))
+    found = Aftermath({}, len(events))
+    opened = _opened(events, await heads.opener(events), found)
+    found.ledger = _ledger_of(opened)
     tree = _tree_of(events)
     await _compare_replicas(deployment, operator, heads, tree, found)
     await _check_roots(deployment, operator, tree, found)
-    await _check_packs(deployment, operator, events, found)
+    await _check_packs(deployment, keys, [event for event, _ in opened], found)
     _read_logs(deployment, found)
     return found
 
@@ -69,19 +71,30 @@ async def _all_events(heads: HeadStore) -> list[LedgerEvent]:
     return events
 
 
-def _ledger_of(events: Sequence[LedgerEvent]) -> dict[str, list[LedgerEntry]]:
+def _opened(events: Sequence[LedgerEvent], opener: Opener, found: Aftermath) -> list[tuple[RegistryEvent, int]]:
+    """Return all events with their sequences."""
+    opened = []
+    for stored in events:
+        event = opener.open(stored)
+        if event is None:
+            found.problems.append(f"event {stored.sequence} of what was erased does not open with any key of the run")
+        else:
+            opened.append((event, stored.sequence))
+    return opened
+
+
+def _ledger_of(events: Sequence[tuple[RegistryEvent, int]]) -> dict[str, list[LedgerEntry]]:
     ledger: dict[str, list[LedgerEntry]] = {}
     names: dict[AdapterId, str] = {}
-    for stored in events:
-        event = event_of(stored)
+    for event, sequence in events:
         head = event.head
         if isinstance(head, AdapterHead):
             names[head.adapter_id] = head.name
-            entry = LedgerEntry(stored.sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head))
+            entry = LedgerEntry(sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head))
             ledger.setdefault(head.name, []).append(entry)
-        elif isinstance(head, ErasedHead) and not head.receipt:
+        elif isinstance(head, ErasedHead) and not head.receipt and head.adapter_id in names:
             # The event that it is done, which has the receipt, is nobody's write.
-            entry = LedgerEntry(stored.sequence, event.previous_sequence, head.write, GONE)
+            entry = LedgerEntry(sequence, event.previous_sequence, head.write, GONE)
             ledger.setdefault(names[head.adapter_id], []).append(entry)
     return ledger
 
@@ -136,10 +149,10 @@ async def _check_roots(deployment: Deployment, operator: Bus, tree: Tree, found:
             found.problems.append(f"checkpoint {sequence} was signed over other events than the first {size}")
 
 
-async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[LedgerEvent], found: Aftermath) -> None:
+async def _check_packs(
+    deployment: Deployment, keys: DataKeys, known: Sequence[RegistryEvent], found: Aftermath
+) -> None:
     """Open the pack of every revision with its adapter's data key, and compare its digest; what was erased has none."""
-    ids = Ids(load_secret(deployment.identity_dir(0)))
-    keys = DataKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
     store = ObjectStore(deployment.settings)
     slots = asyncio.Semaphore(_PACKS_TOGETHER)
 
@@ -164,7 +177,6 @@ async def _check_packs(deployment: Deployment, operator: Bus, events: Sequence[L
             found.problems.append(f"of {adapter_id}, which was erased, {'a pack' if left else 'the data key'} is left")
         found.num_erased += 1
 
-    known = [event_of(stored) for stored in events]
     erasures = [event.head for event in known if isinstance(event.head, ErasedHead)]
     erased = {head.adapter_id for head in erasures}
     try:

@@ -15,8 +15,11 @@ from chaos.calls import IdentityCaller, key_credential
 from chaos.deployment import Deployment
 from chaos.faults import STEADY, Chaos, Fault, Pace, Together, until_healthy
 from chaos.history import History
+from chaos.kept_keys import KeptKeys
 from chaos.workload import READERS, Adapters
 from chaos.writer import Record, Writer
+from octavo_identity.ids import Ids, load_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.identity import Credential
 from octavo_shared.messages.keys import Role
@@ -62,13 +65,17 @@ async def run(plan: Plan, folder: Path, report: Callable[[str], None]) -> Result
     async with Deployment(folder) as deployment, AsyncExitStack() as stack:
         report("the deployment is ready")
         operator = await stack.enter_async_context(deployment.operator())
+        ids = Ids(load_secret(deployment.identity_dir(0)))
+        keys = KeptKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
+        keeping = asyncio.create_task(keys.follow(), name="keep keys")
+        stack.push_async_callback(end, keeping)
         record = Record()
         writers = await stack.enter_async_context(_writers(plan, deployment, record))
         chaos = Chaos(deployment, operator, plan.pace, Random(f"{plan.seed} faults"), report)
         duration_s = await _write_under_faults(plan, writers, chaos, record, report)
         await until_healthy(deployment)
         report("reading what is left")
-        aftermath = await look(deployment, operator)
+        aftermath = await look(deployment, operator, keys)
     history = History(record.operations, aftermath.ledger)
     return Result(record, chaos.faults, aftermath, history, duration_s)
 

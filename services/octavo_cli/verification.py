@@ -11,6 +11,7 @@ from octavo_shared.merkle import Tree, is_consistent, is_included
 from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
 from octavo_shared.references import AdapterId, Reference
+from octavo_shared.sealed_event import EventNotOpened, open_event
 
 
 class NotProven(ClientError):
@@ -73,7 +74,9 @@ def check_revision(proof: RevisionProof, reference: Reference, trusted: Trusted)
     ):  # fmt: skip
         raise NotProven(f"event {stored.sequence} does not lead to the signed root")
     try:
-        event = msgspec.msgpack.decode(stored.data, type=RevisionEvent)
+        event = msgspec.msgpack.decode(open_event(stored, proof.event_key), type=RevisionEvent)
+    except EventNotOpened as error:
+        raise NotProven(f"event {stored.sequence} is in the ledger, but is not what is shown: {error}") from None
     except msgspec.MsgspecError:
         raise NotProven(f"event {stored.sequence} is in the ledger, but makes no revision") from None
     revision = event.revision.revision
@@ -89,8 +92,8 @@ def check_revision(proof: RevisionProof, reference: Reference, trusted: Trusted)
 
 
 Each = Callable[[LedgerEvent, bool], None]
-"""Is given each event that is what it was, in their order, and whether all before it were shown. That they lead to the
-signed root is known only at the end."""
+"""Is given each event that is what it was, opened, in their order, and whether all before it were shown. That they lead
+to the signed root is known only at the end."""
 
 
 class Auditor:
@@ -104,6 +107,8 @@ class Auditor:
         self._first_bad: tuple[int, str] | None = None
         self.checkpoint: Checkpoint | None = None
         self.num_withheld = 0
+        self.num_sealed = 0
+        """Events that came without a key that opens them."""
 
     @property
     def next_sequence(self) -> int:
@@ -123,6 +128,7 @@ class Auditor:
         if not page.leaf_hashes:
             raise NotProven(f"nothing was shown of event {self.next_sequence}")
         by_sequence = {event.sequence: event for event in page.events}
+        keys = {event.sequence: key for event, key in zip(page.events, page.event_keys, strict=False)}
         withheld = set(page.withheld)
         for leaf_hash in page.leaf_hashes:
             sequence = self.next_sequence
@@ -141,7 +147,15 @@ class Auditor:
                 self._tree.append(found)
             else:
                 self._tree.append(found)
-                self._each(event, self.num_withheld == 0)
+                self._open(event, keys.get(sequence, b""))
+
+    def _open(self, event: LedgerEvent, key: bytes) -> None:
+        try:
+            opened = msgspec.structs.replace(event, data=open_event(event, key))
+        except EventNotOpened:
+            self.num_sealed += 1
+            return
+        self._each(opened, self.num_withheld == 0)
 
     def finish(self) -> Checkpoint:
         """Return the checkpoint if all events lead to its root; raises ``NotProven``, which names the first bad one.

@@ -59,6 +59,8 @@ def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:
     _say(f"proven: all {checkpoint.size} events lead to the signed root; none is changed, missing or out of place")
     if auditor.num_withheld:
         _say(f"{auditor.num_withheld} of them are not for this key to read; of these only the hashes were seen")
+    if auditor.num_sealed:
+        _say(f"{auditor.num_sealed} of them are sealed and did not open, as it is with those of erased adapters")
     _say_root(checkpoint, trusted, file, public_key)
     _say_statements(statements)
 

@@ -2,33 +2,60 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from octavo_identity.catalogue import Catalogue, Position
 from octavo_identity.copying import COPIED_MAX
-from octavo_identity.heads import HeadStore, event_of
+from octavo_identity.event_form import Forgotten, Opener
+from octavo_identity.heads import HeadStore
+from octavo_identity.records import ErasedHead
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.references import AdapterId
 
 APPLIED_MAX = 4 * COPIED_MAX
 """In one transaction: of pages that many of them change, each is written once."""
 
 
-async def copy_events(heads: HeadStore, first: int, until: int) -> list[LedgerEvent]:
+@dataclass(frozen=True)
+class Copied:
+    """Events as they are stored, and what opens them."""
+
+    stored: Sequence[LedgerEvent]
+    opener: Opener
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The leaf hashes of events, and the adapters of whose erasure they told."""
+
+    leaves: Sequence[bytes]
+    erased: Sequence[AdapterId]
+
+
+async def copy_events(heads: HeadStore, first: int, until: int) -> Copied:
     """Return the events from sequence ``first`` to ``until``, ``APPLIED_MAX`` at most."""
     assert until - first < APPLIED_MAX
     stored: list[LedgerEvent] = []
     for begin in range(first, until + 1, COPIED_MAX):
         stored += await heads.copy_range(begin, min(begin + COPIED_MAX - 1, until))
-    return stored
+    return Copied(stored, await heads.opener(stored))
 
 
-def apply_events(catalogue: Catalogue, stored: Sequence[LedgerEvent], position: Position) -> list[bytes]:
-    """Take over events up to ``position``, all or none of them, and return their leaf hashes; blocks."""
-    leaves = [(one.sequence, one.leaf_hash()) for one in stored]
-    events = []
-    for one in stored:
-        # A damaged event tells nothing. It has a leaf all the same, from which the ledger sees the damage.
+def apply_events(catalogue: Catalogue, copied: Copied, position: Position) -> Applied:
+    """Take over events up to ``position``, all or none of them; blocks.
+
+    An event that no key opens any more is of an adapter that was erased: that it was is all it tells. A damaged one
+    tells nothing. Both have a leaf all the same, from which the ledger sees the damage.
+    """
+    leaves = [(one.sequence, one.leaf_hash()) for one in copied.stored]
+    events, forgotten = [], []
+    for one in copied.stored:
         with contextlib.suppress(DependencyUnavailable):
-            events.append((event_of(one), one.sequence))
-    catalogue.apply(events, position, leaves)
-    return [leaf for _, leaf in leaves]
+            if (event := copied.opener.open(one)) is not None:
+                events.append((event, one.sequence))
+            else:
+                forgotten.append(Forgotten.of(one))
+    catalogue.apply(events, position, leaves, forgotten)
+    erased = {event.head.adapter_id for event, _ in events if isinstance(event.head, ErasedHead)}
+    return Applied([leaf for _, leaf in leaves], [*erased])

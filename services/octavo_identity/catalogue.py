@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from octavo_identity import sittings
+from octavo_identity.event_form import Forgotten
 from octavo_identity.records import (
     WRITES_IN_HEAD_MAX,
     AdapterHead,
@@ -164,9 +165,13 @@ class Catalogue:
             self._writer.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, value))
 
     def apply(
-        self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = ()
-    ) -> None:
-        """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them."""
+        self, events: Iterable[tuple[RegistryEvent, int]], position: Position, leaves: Iterable[tuple[int, bytes]] = (),
+        forgotten: Iterable[Forgotten] = (),
+    ) -> None:  # fmt: skip
+        """Take over events and leaf hashes with their sequences, in order, up to ``position``: all or none of them.
+
+        Of ``forgotten`` ones only the tenant's counts know.
+        """
         has_erased = False
         counts, counted = Counts(), self.position().sequence
         with self._writer:
@@ -186,6 +191,9 @@ class Catalogue:
                 elif isinstance(event.head, KeyHead):
                     rows = [(who, event.head.key_id) for who in (event.head.principal, f"*@{event.head.tenant}")]
                     self._writer.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?)", rows)
+            for one in forgotten:
+                if one.sequence > counted:
+                    counts.push_of_erased(one)
             counts.write(self._writer)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)

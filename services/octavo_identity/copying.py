@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from nats.aio.msg import Msg
@@ -25,16 +26,27 @@ async def copy_run(bus: Bus, stream: str, first: int, last: int) -> dict[int, Le
     a stream may allow no direct reads at all. Whoever needs it asks the leader.
     """
     assert 1 <= first <= last < first + COPIED_MAX
+    events = await _ask(bus, stream, {"seq": first, "batch": last - first + 1, "max_bytes": _BYTES_MAX})
+    return {event.sequence: event for event in events if first <= event.sequence <= last}
+
+
+async def copy_last(bus: Bus, stream: str, of: Sequence[str]) -> dict[str, LedgerEvent]:
+    """Return the last message on each of the subjects ``of``, ``COPIED_MAX`` at most, by subject; see ``copy_run``."""
+    assert 1 <= len(of) <= COPIED_MAX
+    events = await _ask(bus, stream, {"multi_last": of, "batch": len(of), "max_bytes": _BYTES_MAX})
+    return {event.subject: event for event in events}
+
+
+async def _ask(bus: Bus, stream: str, request: Mapping[str, object]) -> list[LedgerEvent]:
     if not bus.is_connected:
         raise DependencyUnavailable("NATS")
-    request = msgspec.json.encode({"seq": first, "batch": last - first + 1, "max_bytes": _BYTES_MAX})
-    found: dict[int, LedgerEvent] = {}
+    found: list[LedgerEvent] = []
     ended = asyncio.get_running_loop().create_future()
 
     async def take(message: Msg) -> None:
         event = _event(message)
         if event is not None:
-            found[event.sequence] = event
+            found.append(event)
         elif not ended.done():
             ended.set_result(None)
 
@@ -43,17 +55,17 @@ async def copy_run(bus: Bus, stream: str, first: int, last: int) -> dict[int, Le
         # A callback: to wait for each of a thousand messages takes longer than to look at it.
         subscription = await bus.client.subscribe(inbox, cb=take, pending_msgs_limit=2 * COPIED_MAX)
         try:
-            await bus.client.publish(subjects.copies(stream), request, reply=inbox)
+            await bus.client.publish(subjects.copies(stream), msgspec.json.encode(request), reply=inbox)
             await _until(ended, found)
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
     except (NatsError, OSError) as error:
         raise DependencyUnavailable("JetStream") from error
-    return {sequence: event for sequence, event in found.items() if first <= sequence <= last}
+    return found
 
 
-async def _until(ended: "asyncio.Future[None]", found: dict[int, LedgerEvent]) -> None:
+async def _until(ended: "asyncio.Future[None]", found: list[LedgerEvent]) -> None:
     """Return when the answer has ended; raises ``TimeoutError`` when nothing of it came for a while."""
     while not ended.done():
         num_found = len(found)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import hmac
 
 import msgspec
@@ -89,19 +88,17 @@ class Erasing:
         assert head is None or isinstance(head, AdapterHead)
         live = access.check_erase(key, head)
         assert found is not None
+        owner_mark = self._desk.ids.owner_mark(live.adapter_id, live.owner)
         erased = ErasedHead(
-            live.adapter_id, live.tenant_id, places.incarnation(reference) + 1, self._owner_mark(live.owner), mark,
-            wall_ms(),
-        )  # fmt: skip
+            live.adapter_id, live.tenant_id, places.incarnation(reference) + 1, owner_mark, mark, wall_ms()
+        )
         event = RegistryEvent("erasing", _actor(key), wall_ms(), found[1], erased)
         return erased, await self._append(event)
 
     def _may_see(self, key: KeyHead, head: ErasedHead) -> bool:
         """Tell whether ``key`` may have the receipt: the owner and admins may, which no name in it says."""
-        return access.is_admin(key) or hmac.compare_digest(head.owner_mark, self._owner_mark(key.principal))
-
-    def _owner_mark(self, owner: str) -> str:
-        return hashlib.sha256(self._desk.ids.deployment() + f"owner\0{owner}".encode()).hexdigest()
+        own_mark = self._desk.ids.owner_mark(head.adapter_id, key.principal)
+        return access.is_admin(key) or hmac.compare_digest(head.owner_mark, own_mark)
 
     async def run(self) -> None:
         """Finish for ever what has been under way for longer than whoever began it would take."""

@@ -1,31 +1,42 @@
 """Heads in one JetStream stream: leader reads and compare-and-set. The only durable truth."""
 
+import asyncio
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from octavo_identity.batching import Entry, append_batch
 from octavo_identity.copying import copy_run
-from octavo_identity.records import RegistryEvent
+from octavo_identity.data_keys import DataKeys
+from octavo_identity.event_form import LOST, Opener, decode_event, encode_event, owner_of
+from octavo_identity.field_keys import FieldKeys
+from octavo_identity.records import AdapterHead, ErasedHead, RegistryEvent
 from octavo_identity.stream import Stream, StreamState
+from octavo_shared import subjects
 from octavo_shared.bus import Bus
-from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.errors import AdapterErased, AdapterUnavailable, DependencyUnavailable, RevisionConflict
 from octavo_shared.messages.ledger import LedgerEvent
+from octavo_shared.references import AdapterId, TenantId
 from octavo_shared.subjects import REGISTRY_STREAM, REGISTRY_SUBJECTS
 from octavo_shared.telemetry import log
 
 _ID_LENGTH = 32
 _READS_MAX = 128
 """Of single events at the same time."""
-_decoder = msgspec.msgpack.Decoder(RegistryEvent)
+_READS_OF_HEAD = 3
 
 
 class HeadStore:
-    """The registry stream as events. Every method raises ``DependencyUnavailable``; see ``Stream``."""
+    """The registry stream as events. Every method raises ``DependencyUnavailable``; see ``Stream``.
 
-    def __init__(self, bus: Bus, num_replicas: int) -> None:
+    What is said of adapters is sealed on its way in and opened on its way out. Without ``keys`` only the rest, such as
+    API keys and tenants, is written and read.
+    """
+
+    def __init__(self, bus: Bus, num_replicas: int, keys: DataKeys | None = None) -> None:
+        self._fields = FieldKeys(keys) if keys is not None else None
         self._bus = bus
         self._stream = Stream(bus, REGISTRY_STREAM)
         self._num_replicas = num_replicas
@@ -47,13 +58,74 @@ class HeadStore:
 
     async def read(self, subject: str) -> tuple[RegistryEvent, int] | None:
         """Return the last event on ``subject``, which may hold wildcards, and its sequence, or None."""
-        found = await self._stream.get(subject=subject)
-        return (event_of(found), found.sequence) if found else None
+        adapter_id = subjects.adapter_of(subject)
+        if adapter_id is None:
+            found = await self._stream.get(subject=subject)
+            return (decode_event(found, None), found.sequence) if found else None
+        for _ in range(_READS_OF_HEAD):
+            found, key = await self._get_with_key(subject, AdapterId(adapter_id))
+            if found is None:
+                return None
+            if owner_of(found) is None:
+                event = decode_event(found, None)
+                if isinstance(event.head, ErasedHead):
+                    self.forget(event.head.adapter_id)
+                return event, found.sequence
+            if key is not None:
+                return decode_event(found, key), found.sequence
+            # It was made since it was last looked for, or erased between the two reads: then the head will say so.
+            self._of_events().cache.forget(AdapterId(adapter_id))
+        log.error("event_not_opened", subject=subject)
+        raise DependencyUnavailable(LOST)
+
+    async def _get_with_key(self, subject: str, adapter_id: AdapterId) -> tuple[LedgerEvent | None, bytes | None]:
+        """Return the last message on ``subject``, and the adapter's field key if there is one.
+
+        A key that was not seen lately is asked for at the same time.
+        """
+        fields = self._of_events()
+        if fields.cache.knows(adapter_id):
+            return await self._stream.get(subject=subject), fields.cache.get(adapter_id)
+
+        async def read() -> bytes | None:
+            with contextlib.suppress(AdapterErased, AdapterUnavailable):
+                return await fields.read(adapter_id)
+            return None
+
+        return await asyncio.gather(self._stream.get(subject=subject), read())
 
     async def read_at(self, sequence: int) -> RegistryEvent | None:
-        """Return the event at ``sequence``."""
+        """Return the event at ``sequence``; raises ``DependencyUnavailable`` also when its adapter was just erased."""
         found = await self._stream.get(sequence=sequence)
-        return event_of(found) if found else None
+        if found is None:
+            return None
+        owner = owner_of(found)
+        return decode_event(found, await self._read_fields(owner) if owner is not None else None)
+
+    async def opener(self, events: Iterable[LedgerEvent]) -> Opener:
+        """Return what opens ``events``, with keys that any replica has; for copies, never for a decision."""
+        owners = {AdapterId(one) for event in events if (one := subjects.adapter_of(event.subject)) is not None}
+        return Opener(await self._of_events().copy(owners) if owners else {})
+
+    def forget(self, adapter_id: AdapterId) -> None:
+        """Keep no key of an adapter that was erased."""
+        if self._fields is not None:
+            self._fields.cache.keep_absent(adapter_id)
+
+    def forget_all(self) -> None:
+        """Keep no key of any adapter, until it is read again."""
+        if self._fields is not None:
+            self._fields.cache.forget_all()
+
+    def _of_events(self) -> FieldKeys:
+        assert self._fields is not None, "without keys only what is of no adapter is read and written"
+        return self._fields
+
+    async def _read_fields(self, adapter_id: AdapterId) -> bytes:
+        try:
+            return await self._of_events().read(adapter_id)
+        except (AdapterErased, AdapterUnavailable) as error:
+            raise DependencyUnavailable(LOST) from error
 
     async def read_range(self, first: int, last: int) -> list[LedgerEvent]:
         """Return the events from sequence ``first`` to ``last``, both included, of all subjects, in order, as stored.
@@ -101,19 +173,36 @@ class HeadStore:
         """
         # The server knows ids of the whole stream; the same key may be used for several adapters.
         message_id = hashlib.sha256(f"{subject}\0{mark}".encode()).hexdigest()[:_ID_LENGTH] if mark else ""
-        return await self._stream.append(subject, msgspec.msgpack.encode(event), event.previous_sequence, message_id)
+        data = (await self._encode([(subject, event)]))[0]
+        return await self._stream.append(subject, data, event.previous_sequence, message_id)
 
     async def append_all(self, events: Sequence[tuple[str, RegistryEvent]]) -> list[int]:
         """Append events with their subjects as ``append`` does, in one atomic batch; see ``append_batch``."""
-        encode = msgspec.msgpack.encode
-        entries = [Entry(subject, encode(event), event.previous_sequence) for subject, event in events]
+        encoded = await self._encode(events)
+        entries = [
+            Entry(subject, data, event.previous_sequence)
+            for (subject, event), data in zip(events, encoded, strict=True)
+        ]
         return await append_batch(self._bus, entries)
 
+    async def _encode(self, events: Sequence[tuple[str, RegistryEvent]]) -> list[bytes]:
+        """Return the bytes of events, sealed where they are of adapters; those that begin get their keys now.
 
-def event_of(stored: LedgerEvent) -> RegistryEvent:
-    """Return what the bytes in the stream say; raises ``DependencyUnavailable`` when somebody damaged them."""
-    try:
-        return _decoder.decode(stored.data)
-    except msgspec.MsgspecError as error:
-        log.error("event_damaged", sequence=stored.sequence, detail=str(error))
-        raise DependencyUnavailable("a part of the registry stream") from error
+        Raises ``RevisionConflict`` when an adapter was erased.
+        """
+        begun: list[tuple[TenantId, AdapterId]] = []
+        known: list[AdapterId] = []
+        for _, event in events:
+            if isinstance(event.head, AdapterHead):
+                tenant_id, adapter_id = event.head.tenant_id, event.head.adapter_id
+                if event.previous_sequence:
+                    known.append(adapter_id)
+                else:
+                    begun.append((tenant_id, adapter_id))
+        fields: Mapping[AdapterId, bytes] = {}
+        if begun or known:
+            try:
+                fields = await self._of_events().to_write(begun, known)
+            except AdapterErased:
+                raise RevisionConflict from None
+        return [encode_event(subject, event, fields) for subject, event in events]

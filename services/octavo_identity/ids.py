@@ -95,6 +95,10 @@ class Ids:
         """Return what stands for a principal in a subject."""
         return self._mac("principal", principal)[:24]
 
+    def owner_mark(self, adapter_id: AdapterId, owner: str) -> str:
+        """Return what tells the owner of an erased adapter, to who has the secret and is given the name."""
+        return self._mac("owner", adapter_id, owner)
+
     def shard(self, tenant_id: TenantId) -> str:
         """Return the tenant's shard. There is one so far."""
         del tenant_id

@@ -5,6 +5,7 @@ import hmac
 import os
 from typing import Protocol
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -31,6 +32,15 @@ class KeyProvider(Protocol):
     async def wrap(self, key_id: str, data_key: bytes, context: bytes) -> bytes: ...
 
     async def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes: ...
+
+
+class KeySource(msgspec.Struct, frozen=True):
+    """What a provider is made of, for another process of identity's own: ``root`` as in ``FileKeyProvider``."""
+
+    root: bytes
+
+    def provider(self) -> KeyProvider:
+        return FileKeyProvider(self.root)
 
 
 class FileKeyProvider:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from octavo_identity.applying import APPLIED_MAX, apply_events, copy_events
+from octavo_identity.applying import APPLIED_MAX, Applied, apply_events, copy_events
 from octavo_identity.catalogue import Catalogue, Hint, Page, Position
 from octavo_identity.heads import HeadStore
 from octavo_identity.records import KeyHead
@@ -19,6 +19,7 @@ from octavo_identity.view_maker import MakerEnded, ViewMaker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES, Tree
+from octavo_shared.messages.privacy import LEASE_MS
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 from octavo_shared.telemetry import log
 
@@ -32,6 +33,8 @@ _MAKER_IDLE_S = 30.0
 _GROWN_TOGETHER = 256
 """Half a millisecond of hashing, between which the loop does other things."""
 _REPORT_EVERY = 16 * APPLIED_MAX
+_FORGET_AFTER_S = LEASE_MS / 1000 - 60
+"""As workers do, keys of what may have been erased meanwhile are kept for less than the lease."""
 _VIEW = "the view of the registry"
 _ERASURES_MAX = 100
 
@@ -58,6 +61,7 @@ class Projection:
         self.is_caught_up = False
         self._is_damaged = False
         self._is_followed = False
+        self._followed_s = 0.0
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
@@ -79,6 +83,7 @@ class Projection:
     async def follow(self, heads: HeadStore) -> None:
         """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
         self._is_followed = True
+        self._followed_s = asyncio.get_running_loop().time()
         try:
             await self._follow(heads)
         finally:
@@ -96,8 +101,12 @@ class Projection:
                 if self.tree.size < self.sequence:
                     await self._grow_from_file()
                 is_behind = await self._catch_up(heads)
+                self._followed_s = asyncio.get_running_loop().time()
             except DependencyUnavailable as error:
                 log.debug("projection_waits", detail=error.message)
+                if asyncio.get_running_loop().time() - self._followed_s > _FORGET_AFTER_S:
+                    # Whatever was erased meanwhile is not heard of.
+                    heads.forget_all()
             except (sqlite3.DatabaseError, OSError) as error:
                 log.warning("projection_damaged", detail=str(error))
                 self.is_caught_up, self._is_damaged = False, True
@@ -129,8 +138,14 @@ class Projection:
             self._advanced.notify_all()
         return until < last
 
-    async def _apply(self, heads: HeadStore, last: int, position: Position) -> list[bytes]:
+    async def _apply(self, heads: HeadStore, last: int, position: Position) -> Sequence[bytes]:
         """Take over what is in the stream up to ``position``, and return the leaf hashes."""
+        applied = await self._applied(heads, last, position)
+        for adapter_id in applied.erased:
+            heads.forget(adapter_id)
+        return applied.leaves
+
+    async def _applied(self, heads: HeadStore, last: int, position: Position) -> Applied:
         first = self.sequence + 1
         if self._maker is not None and last - first >= _NEAR_EVENTS:
             try:
@@ -139,8 +154,8 @@ class Projection:
                 log.warning("view_maker_ended", reason=str(ended))
                 # Here it is slow for whoever asks meanwhile, but it comes to its end.
                 self._maker = None
-        stored = await copy_events(heads, first, position.sequence)
-        return await self._write(partial(apply_events, self._catalogue, stored, position))
+        copied = await copy_events(heads, first, position.sequence)
+        return await self._write(partial(apply_events, self._catalogue, copied, position))
 
     async def _begin_again(self, state: StreamState, reason: str) -> None:
         begun_ms = self._position.begun_ms

@@ -4,6 +4,7 @@ import msgspec
 
 from octavo_identity import access
 from octavo_identity.desk import Desk
+from octavo_identity.event_form import Opener
 from octavo_identity.ledger import Ledger
 from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, SignersHead, StoredRevision
 from octavo_identity.signers import Signers
@@ -30,7 +31,7 @@ class Proving:
         self._signers = signers
 
     async def prove(self, request: messages.Prove) -> RevisionProof:
-        """Return the event that made a revision and what proves that it is in the ledger. Reads only.
+        """Return the event that made a revision, what opens it, and what proves that it is in the ledger. Reads only.
 
         Raises ``NotPermitted`` for those who may only use or edit the adapter, ``AdapterNotFound`` for all others, and
         ``DependencyUnavailable`` while the event is not under a signed root yet.
@@ -44,16 +45,21 @@ class Proving:
         signed = await self._ledger.signed_root(event.sequence, request.old_size)
         size = self._ledger.size_of(signed)
         inclusion = self._ledger.tree.inclusion_proof(event.sequence - 1, size)
-        signers = await self._signers_of(event, size)
+        opener = await self._desk.heads.opener([event])
+        signers = await self._signers_of(event, opener, size)
         revision = stored.revision
-        return RevisionProof(head.name, revision.number, revision.digest, event, inclusion, signed, signers)
+        return RevisionProof(
+            head.name, revision.number, revision.digest, event, inclusion, signed, signers, opener.key_of(event)
+        )
 
-    async def _signers_of(self, event: LedgerEvent, size: int) -> tuple[SignerProof, ...]:
+    async def _signers_of(self, event: LedgerEvent, opener: Opener, size: int) -> tuple[SignerProof, ...]:
         """Return what proves whose the keys were, just before ``event``, that signed its statement."""
         try:
-            made = msgspec.msgpack.decode(event.data, type=RegistryEvent)
-            key_ids = dsse.decode(made.statement).key_ids if made.statement else ()
-        except (msgspec.MsgspecError, InvalidRequest):
+            made = opener.open(event)
+            key_ids = dsse.decode(made.statement).key_ids if made and made.statement else ()
+        except (DependencyUnavailable, InvalidRequest):
+            made = None
+        if made is None:
             # It is not what it was, which is for whoever asks to find out.
             return ()
         proofs = []
@@ -79,6 +85,7 @@ class Proving:
     async def audit(self, request: messages.Audit) -> AuditPage:
         """Return events as they are stored, those that are left, with their leaf hashes. Reads only.
 
+        What is sealed comes with its key, unless its adapter was erased: that it is unchanged is seen without.
         Admins see those of all tenants, a tenant's auditors its adapters' only; the rest is named as withheld.
         A page ends before the newest checkpoint's end, at ``num_max`` events or where it gets large.
         """
@@ -107,7 +114,9 @@ class Proving:
                 break
             kept.append(event)
         leaf_hashes = tuple(tree.leaf(sequence - 1) for sequence in range(request.first, last + 1))
-        return AuditPage(tuple(kept), leaf_hashes, signed, tuple(withheld))
+        opener = await self._desk.heads.opener(kept)
+        event_keys = tuple(opener.key_of(event) for event in kept)
+        return AuditPage(tuple(kept), leaf_hashes, signed, tuple(withheld), event_keys)
 
     def _may_read(self, key: KeyHead, event: LedgerEvent) -> bool:
         """Tell whether ``key`` may read the event itself.

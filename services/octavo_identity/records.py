@@ -167,8 +167,8 @@ Head = DeploymentHead | TenantHead | KeyHead | SignersHead | AdapterHead | Erase
 class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One change. ``previous_sequence`` links to the event before it on the same subject (0: the first).
 
-    ``statement``, ``signature`` and ``sealed`` are the places of the provenance envelope, the registry's signature
-    and the personal fields once they are encrypted; they are empty so far.
+    ``statement`` is the provenance envelope; ``signature`` is empty so far. An event whose head is an adapter's is
+    stored sealed, whatever fields it has (see ``event_form``).
     """
 
     kind: str
@@ -180,7 +180,6 @@ class RegistryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     revision: StoredRevision | None = None
     statement: bytes = b""
     signature: bytes = b""
-    sealed: bytes = b""
     evaluation: Evaluation | None = None
 
 

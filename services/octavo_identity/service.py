@@ -22,7 +22,7 @@ from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.importing import Importing
-from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.key_provider import KeySource
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
@@ -75,28 +75,26 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     key_file = settings.provenance_key_file
     own_seed = read_secret(key_file, "a seed of the key for statements") if key_file else ids.provenance_seed()
     root_file = settings.tenant_key_file
-    provider = FileKeyProvider(
-        read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root()
-    )
+    source = KeySource(read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root())
     store = ObjectStore(settings)
     staging: Staging | None = None
     projection: Projection | None = None
     try:
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
             view_file = settings.identity_dir / "projection.sqlite"
-            projection = Projection(view_file, ViewMaker(view_file, settings.nats_url, settings.nats_seed_file))
+            projection = Projection(view_file, ViewMaker(view_file, settings.nats_url, settings.nats_seed_file, source))
             following = projection
 
             def is_ready() -> bool:
                 return bus.is_connected and following.is_caught_up
 
             async with probes(settings, is_ready):
-                heads = HeadStore(bus, settings.num_replicas)
+                keys = DataKeys(bus, settings.num_replicas, source.provider())
+                heads = HeadStore(bus, settings.num_replicas, keys)
                 await _retry(heads.ensure_stream)
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
                 checkpoints = Checkpoints(bus, settings.num_replicas)
                 await _retry(checkpoints.ensure_stream)
-                keys = DataKeys(bus, settings.num_replicas, provider)
                 await _retry(keys.ensure_stream)
                 usage = UsageStream(bus, settings.num_replicas)
                 await _retry(usage.ensure_stream)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from octavo_identity.event_form import Forgotten
 from octavo_identity.records import AdapterHead, ErasedHead, RegistryEvent, TenantHead
 from octavo_shared.messages.usage import UsageRecord, day_of
 from octavo_shared.references import AdapterId, TenantId
@@ -54,6 +55,8 @@ GROUP BY day ORDER BY day DESC
 
 
 _IS_REVISION = "SELECT 1 FROM revisions WHERE adapter_id = ? AND number = ?"
+_PUSHES_OF = frozenset({"revision_added", "branched"})
+"""Kinds of events that add a revision."""
 _PUSHES = "SELECT pushes FROM tenant_days WHERE tenant_id = ? AND day = ?"
 _EXHAUSTED = """
 SELECT quota.tenant_id, tokens, COALESCE(prompt + completion, 0) AS used FROM token_quotas AS quota
@@ -94,6 +97,11 @@ class Counts:
         self.pushes[head.tenant_id, day_of(event.at_ms)] += 1
         self.pack_bytes[head.tenant_id] += event.revision.revision.pack_bytes
         self.adapters[head.tenant_id] += event.revision.revision.number == 1
+
+    def push_of_erased(self, event: Forgotten) -> None:
+        """Count the revision that an event of an erased adapter added, if it did: a tenant's pushes stay counted."""
+        if event.kind in _PUSHES_OF:
+            self.pushes[event.tenant_id, day_of(event.at_ms)] += 1
 
     def erase(self, database: sqlite3.Connection, head: ErasedHead) -> None:
         """Take off what the adapter held; its revisions are still in the file."""

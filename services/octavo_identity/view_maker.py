@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from octavo_identity.applying import Applied
 from octavo_identity.catalogue import Position
+from octavo_identity.key_provider import KeySource
 from octavo_identity.view_process import Answer, Order, Start, frame, read_frame
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES
@@ -28,16 +30,17 @@ class ViewMaker:
     """One child, started when it is first needed. Its calls come one after the other."""
 
     def __init__(
-        self, path: Path, nats_url: str, seed_file: str, program: Sequence[str] = _PROGRAM, answer_s: float = _ANSWER_S
-    ) -> None:
-        self._start = Start(str(path), nats_url, seed_file)
+        self, path: Path, nats_url: str, seed_file: str, keys: KeySource, program: Sequence[str] = _PROGRAM,
+        answer_s: float = _ANSWER_S,
+    ) -> None:  # fmt: skip
+        self._start = Start(str(path), nats_url, seed_file, keys)
         self._program = program
         self._answer_s = answer_s
         self._child: asyncio.subprocess.Process | None = None
         self._used_s = 0.0
 
-    async def apply(self, first: int, last: int, position: Position) -> list[bytes]:
-        """Take over the events from ``first`` to ``position``; returns their leaf hashes. There are events to ``last``.
+    async def apply(self, first: int, last: int, position: Position) -> Applied:
+        """Take over the events from ``first`` to ``position``. There are events to ``last``.
 
         Raises ``DependencyUnavailable``, ``sqlite3.DatabaseError`` when the file is damaged, and ``MakerEnded``.
         """
@@ -58,7 +61,9 @@ class ViewMaker:
         if answer.problem:
             raise DependencyUnavailable(answer.problem)
         leaves = answer.leaves
-        return [leaves[begin : begin + HASH_BYTES] for begin in range(0, len(leaves), HASH_BYTES)]
+        return Applied(
+            [leaves[begin : begin + HASH_BYTES] for begin in range(0, len(leaves), HASH_BYTES)], answer.erased
+        )
 
     async def _ask(self, order: Order) -> Answer:
         if self._child is None:

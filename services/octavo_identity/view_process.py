@@ -13,14 +13,16 @@ from pathlib import Path
 
 import msgspec
 
-from octavo_identity.applying import APPLIED_MAX, apply_events, copy_events
+from octavo_identity.applying import APPLIED_MAX, Copied, apply_events, copy_events
 from octavo_identity.catalogue import Catalogue, Position
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
+from octavo_identity.key_provider import KeySource
 from octavo_shared.bus import Bus
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable
-from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.permissions import BusRole
+from octavo_shared.references import AdapterId
 from octavo_shared.telemetry import start_telemetry
 
 LENGTH_BYTES = 4
@@ -32,11 +34,12 @@ Exact = Callable[[int], Awaitable[bytes]]
 
 
 class Start(msgspec.Struct, frozen=True):
-    """The view's file, and how to reach the stream."""
+    """The view's file, how to reach the stream, and what opens what is sealed there."""
 
     path: str
     nats_url: str
     seed_file: str
+    keys: KeySource
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -53,11 +56,12 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Leaf hashes, one behind the other, or what was wrong: with the file, or else with NATS."""
+    """Leaf hashes, one behind the other, and what was erased; or what was wrong: with the file, or else with NATS."""
 
     leaves: bytes = b""
     problem: str = ""
     is_of_file: bool = False
+    erased: tuple[AdapterId, ...] = ()
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -75,25 +79,25 @@ class _Maker:
     def __init__(self, catalogue: Catalogue, heads: HeadStore) -> None:
         self._catalogue = catalogue
         self._heads = heads
-        self._ahead: tuple[int, int, asyncio.Task[list[LedgerEvent]]] | None = None
+        self._ahead: tuple[int, int, asyncio.Task[Copied]] | None = None
 
     async def make(self, order: Order) -> Answer:
         try:
             if self._catalogue.position().sequence != order.first - 1:
                 # It was damaged, and begun anew where it was opened here.
                 return Answer(problem="it does not go up to where it should", is_of_file=True)
-            stored = await self._copied(order.first, order.until)
+            copied = await self._copied(order.first, order.until)
             if order.until < order.last:
                 self._copy_ahead(order.until + 1, min(order.until + APPLIED_MAX, order.last))
             position = Position(order.created, order.until, order.begun_ms)
-            leaves = await asyncio.to_thread(apply_events, self._catalogue, stored, position)
+            applied = await asyncio.to_thread(apply_events, self._catalogue, copied, position)
         except DependencyUnavailable as error:
             return Answer(problem=error.message)
         except (sqlite3.DatabaseError, OSError) as error:
             return Answer(problem=str(error), is_of_file=True)
-        return Answer(b"".join(leaves))
+        return Answer(b"".join(applied.leaves), erased=(*applied.erased,))
 
-    async def _copied(self, first: int, until: int) -> list[LedgerEvent]:
+    async def _copied(self, first: int, until: int) -> Copied:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[:2] == (first, until):
             return await ahead[2]
@@ -117,7 +121,7 @@ async def _run() -> None:
     try:
         credentials = read_credentials(BusRole.IDENTITY, start.seed_file)
         async with Bus(start.nats_url, "identity-view", credentials=credentials) as bus:
-            maker = _Maker(catalogue, HeadStore(bus, 1))
+            maker = _Maker(catalogue, HeadStore(bus, 1, DataKeys(bus, 1, start.keys.provider())))
             while True:
                 try:
                     data = await read_frame(parent.readexactly)

@@ -17,6 +17,7 @@ INBOX = "_INBOX"
 _STREAM_CALLS = ("CREATE", "INFO", "MSG.GET")
 """What identity asks JetStream to do with a stream of its own. Only data keys may be deleted, and nothing purged."""
 _STREAMS = (*subjects.IDENTITY_STREAMS, subjects.USAGE_STREAM)
+_COPIED_STREAMS = (subjects.REGISTRY_STREAM, subjects.USAGE_STREAM, subjects.KEY_STREAM)
 
 
 class BusRole(StrEnum):
@@ -82,7 +83,7 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
         publish=(
             *(subject for stream_subjects in subjects.IDENTITY_STREAMS.values() for subject in stream_subjects),
             *(f"$JS.API.STREAM.{call}.{stream}" for stream in _STREAMS for call in _STREAM_CALLS),
-            *(subjects.copies(stream) for stream in (subjects.REGISTRY_STREAM, subjects.USAGE_STREAM)),
+            *(subjects.copies(stream) for stream in _COPIED_STREAMS),
             *(f"$JS.API.STREAM.MSG.DELETE.{stream}" for stream in subjects.DELETABLE_STREAMS),
             subjects.worker("*", "erase"),
             subjects.AUDITED,

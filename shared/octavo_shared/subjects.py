@@ -57,6 +57,10 @@ DELETABLE_STREAMS = (KEY_STREAM,)
 """Those of which identity may delete single messages."""
 
 
+_REGISTRY = f"{PREFIX}.registry."
+_DOTS_OF_ADAPTERS = _REGISTRY.count(".") + 2
+
+
 def copies(stream: str) -> str:
     """Subject on which any replica of ``stream`` shows messages; they may be old, so no decision is made from them."""
     return f"$JS.API.DIRECT.GET.{stream}"
@@ -90,6 +94,17 @@ def tenant_head(shard: str, tenant_id: str) -> str:
 def adapter_head(shard: str, tenant_id: str, adapter_id: str) -> str:
     """Registry subject whose last message is the adapter's head and whose messages are its ledger."""
     return f"{PREFIX}.registry.{shard}.{tenant_id}.{adapter_id}"
+
+
+def adapter_of(subject: str) -> str | None:
+    """Return the adapter's id in what ``adapter_head`` made, None for any other subject."""
+    is_adapters = subject.startswith(_REGISTRY) and subject.count(".") == _DOTS_OF_ADAPTERS
+    return subject.rpartition(".")[2] if is_adapters else None
+
+
+def tenant_of(subject: str) -> str:
+    """Return the tenant's id in what ``adapter_head`` made."""
+    return subject.split(".")[-2]
 
 
 def signers_head(principal_id: str) -> str:

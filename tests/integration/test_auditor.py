@@ -27,7 +27,7 @@ from octavo_shared.errors import NotPermitted
 from octavo_shared.messages.auditing import AuditReport
 from octavo_shared.messages.ledger import LedgerEvent
 from support.command_world import alice_of, gateway, octavo
-from support.identity_rig import Client, Parts, digest_of_number, own_identity, own_nats, parts
+from support.identity_rig import Client, Parts, own_identity, own_nats, parts
 from support.ledgers import SIGNER
 
 FAST = 1_000
@@ -98,7 +98,7 @@ async def audited(tmp_path: Path) -> AsyncIterator[Audited]:
 
 
 def flip_in(folder: Path, text: bytes) -> None:
-    """Flip a bit where the stream's messages first hold ``text``: later heads hold it too."""
+    """Flip a bit where the stream's messages hold ``text``."""
     (path,) = folder.rglob("*.blk")
     raw = bytearray(path.read_bytes())
     at = raw.index(text)
@@ -127,8 +127,9 @@ async def test_before_anything_is_signed_there_is_nothing_to_audit(tmp_path: Pat
 
 async def test_a_bit_that_flips_in_the_files_of_the_registry_is_found(audited: Audited) -> None:
     assert await audited.found() == []
+    (event,) = await audited.one.heads.read_range(7, 7)
     async with audited.stopped():
-        flip_in(audited.files_of(subjects.REGISTRY_STREAM), digest_of_number(7).encode())
+        flip_in(audited.files_of(subjects.REGISTRY_STREAM), event.data[-32:])
     with capture_logs() as logs:
         found = await audited.found()
     assert any(first <= 7 <= last for _, first, last in found), found

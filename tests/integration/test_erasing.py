@@ -1,6 +1,7 @@
 """Erasing an adapter: who may, what is left, what the receipt says, and that a broken-off one is finished."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from octavo_shared.checkpoint import Verifier
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterErased, AdapterNotFound, DependencyUnavailable, NotPermitted, RevisionConflict
+from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.generation import Started
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.privacy import LEASE_MS, Erase
 from octavo_shared.objects import ObjectStore
-from octavo_shared.references import WorkerId, parse_reference
+from octavo_shared.references import Digest, WorkerId, parse_reference
+from octavo_shared.sealed_event import field_key
 from support.adapters import config_json
 from support.erasure_world import ErasureWorld, erasure_world, own_s3, said
 from support.identity_rig import Client, Parts, parts
@@ -137,6 +141,7 @@ async def test_the_ledger_still_verifies(world: ErasureWorld) -> None:
     while not auditor.is_done:
         auditor.take(await world.admin.ask("audit", first=auditor.next_sequence))
     assert auditor.finish().size >= 5
+    assert auditor.num_sealed == 1, "the push of what was erased"
     assert (await world.alice.ask("prove", reference="home/poems")).number == 1
     with pytest.raises(AdapterNotFound):
         await world.alice.ask("prove", reference="home/diary@1")
@@ -232,31 +237,70 @@ async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.Capt
     canary = b"the-lighthouse-keeper-of-number-nine"
     config = config_json()[:-1] + b', "revision": "' + canary + b'"}'
     async with own_s3(tmp_path / "s3") as settings, erasure_world(settings, tmp_path) as world:
-        alice = world.alice
-        upload_id = await alice.stage("home/diary", 1, config=config)
-        base = (await alice.push("home/other", 2)).latest.base
-        order = {"adapter": "home/diary", "upload_id": upload_id, "served_base": base, "note": NOTE}
-        await alice.ask("commit", **order)
-        handle = await world.handle("home/diary")
+        # What its key says of the owner is there before, and stays.
+        owner = await world.admin.new_key("home", "winifred", Role.OWNER)
+        await owner.ask("list")
+        of_key = world.num_in("nats", b"winifred")
+        assert of_key
+        upload_id = await owner.stage("home/gull-notebook", 1, config=config)
+        base = (await world.alice.push("home/other", 2)).latest.base
+        order = {"adapter": "home/gull-notebook", "upload_id": upload_id, "served_base": base, "note": NOTE}
+        await owner.ask("commit", **order, tags=("stormy",))
+        await owner.ask("grant", adapter="home/gull-notebook", principal="ambrose@away")
+        scores = (Score(Metric.EXACT, 0.75, 10),)
+        suite_digest = Digest(f"sha256:{'5a17' * 16}")
+        await owner.ask(
+            "evaluate", reference="home/gull-notebook@1", suite="seaworthy", suite_digest=suite_digest, scores=scores,
+            base=base,
+        )  # fmt: skip
+        statement = (await owner.ask("provenance", reference="home/gull-notebook@1")).envelope.data
+        handle = (await owner.resolve("home/gull-notebook")).adapter
         other = await world.handle("home/other")
-        pack = await alice.pack_of(handle)
-        # Weights are a canary of their own: 48 bytes in the middle, and what they are read from.
-        weights = pack[len(pack) // 2 :][:48]
-        key = await alice.unwrap(handle)
+        pack = await owner.pack_of(handle)
+        key = await owner.unwrap(handle)
+        needles = {
+            # Weights are a canary of their own: 48 bytes in the middle.
+            "weights": pack[len(pack) // 2 :][:48],
+            "configuration": canary,
+            "data key": key,
+            "field key": field_key(key),
+            "name": b"gull-notebook",
+            "grantee": b"ambrose",
+            "note": NOTE.encode(),
+            "tag": b"stormy",
+            "suite": b"seaworthy",
+            "suite's digest": suite_digest.encode(),
+            "digest": handle.digest.encode(),
+            "digest's bytes": bytes.fromhex(handle.digest.removeprefix("sha256:")),
+            "statement": statement,
+            # It is stored as base64: at least one of three alignments of its middle.
+            "statement in base64": base64.b64encode(statement)[64:160],
+        }
         async with world.worker("w1") as rig:
             for one in (handle, other):
                 assert (await rig.caller.ask(one)).finished
             await rig.worker.loader._packs.settle()
             sealed = (await world.admin.store.read(handle.object_key))[64:128]
             assert world.holding(sealed), "what is looked for below can be found"
-            receipt = said(await alice.ask("erase", adapter="home/diary"))
+            proof = await owner.ask("prove", reference="home/gull-notebook@1")
+            event = proof.event.data[-64:]
+            assert world.holding(event), "so can what is stored of its events"
+            receipt = said(await owner.ask("erase", adapter="home/gull-notebook"))
             assert receipt.acknowledged == (WorkerId("w1"),)
-            for name, needle in {"weights": weights, "canary": canary, "data key": key}.items():
+            # The view has seen it by then.
+            await owner.ask("list")
+            written = "".join(capfd.readouterr())
+            for name, needle in needles.items():
                 assert world.holding(needle) == [], name
-                assert needle.hex() not in capfd.readouterr().out + capfd.readouterr().err
-            # Events are not sealed yet: notes, names and owners stay in the stream. The view of it forgets them.
-            await alice.ask("list")
-            assert {name.split("/")[0] for name in world.holding(NOTE.encode())} == {"nats"}
+                assert needle.hex() not in written, name
+                assert needle.decode(errors="replace") not in written, name
+            assert world.num_in("nats", b"winifred") == of_key
+            assert world.num_in("identity", b"winifred") == 1, "whose key it is"
+            assert {name.split("/")[0] for name in world.holding(b"winifred")} == {"nats", "identity"}
             # What was sealed is still in a volume of the object store until it is compacted, and nowhere else.
             assert {name.split("/")[0] for name in world.holding(sealed)} <= {"s3"}
+            # So are its events, which prove what they proved, and say nothing.
+            assert {name.split("/")[0] for name in world.holding(event)} == {"nats"}
+            audited = (await world.admin.ask("audit", first=proof.event.sequence, num_max=1)).events[0]
+            assert audited == proof.event
             assert (await rig.caller.ask(other)).finished

@@ -149,8 +149,10 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     alice, bob = await admin.new_key("home", "alice"), await admin.new_key("away", "bob")
     await alice.push("home/diary")
     await alice.ask("grant", adapter="home/diary", principal="bob@away")
-    heads, ids = HeadStore(admin.bus, 1), Ids(load_secret(tmp_path / "identity"))
-    projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store, data_keys(admin.bus, ids))
+    ids = Ids(load_secret(tmp_path / "identity"))
+    keys = data_keys(admin.bus, ids)
+    heads = HeadStore(admin.bus, 1, keys)
+    projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store, keys)
     staging.owner = alice
     order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
     desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)

@@ -131,9 +131,9 @@ class MeetingStaging(Staging):
 async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Client, tmp_path: Path) -> None:
     alice = await admin.new_key("home", "alice")
     upload_id = await alice.stage("home/diary")
-    heads, ids = HeadStore(admin.bus, 1), Ids(load_secret(tmp_path / "identity"))
-    projection = Projection(tmp_path / "view.sqlite")
+    ids, projection = Ids(load_secret(tmp_path / "identity")), Projection(tmp_path / "view.sqlite")
     keys = data_keys(admin.bus, ids)
+    heads = HeadStore(admin.bus, 1, keys)
     staging = MeetingStaging(admin.store, keys)
     desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)
     quotas = quota_keeper(desk, admin.bus)

@@ -10,13 +10,14 @@ import pytest
 
 from octavo_identity.heads import HeadStore
 from octavo_identity.projection import Projection
-from octavo_identity.records import AdapterHead, RegistryEvent, object_key
+from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, object_key
 from octavo_identity.stream import StreamState
 from octavo_identity.sweeper import Sweeper
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import AdapterId, TenantId
@@ -163,8 +164,9 @@ async def test_a_hole_in_the_stream_is_never_read_over(tmp_path: Path) -> None:
         await bus.jetstream.add_stream(name=subjects.REGISTRY_STREAM, subjects=list(subjects.REGISTRY_SUBJECTS))
         heads = HeadStore(bus, 1)
         for number in range(3):
-            event = ShrinkingHeads._event(number)
-            await heads.append(subjects.adapter_head("s0", "t", str(number)), event)
+            key = KeyHead(f"{number:016x}", bytes(32), "alice@home", "home", Role.OWNER)
+            event = RegistryEvent("key_issued", "identity", 1, 0, key)
+            await heads.append(subjects.key_head(key.key_id), event)
         for read in (heads.read_range, heads.copy_range):
             assert [event.sequence for event in await read(1, 3)] == [1, 2, 3]
         await bus.jetstream.delete_msg(subjects.REGISTRY_STREAM, 2)

@@ -15,7 +15,7 @@ from octavo_identity.search import Search
 from octavo_identity.view_maker import MakerEnded, ViewMaker
 from octavo_shared.merkle import Tree
 from octavo_shared.tasks import end
-from support.identity_rig import Parts, own_nats, parts
+from support.identity_rig import Parts, key_source, own_nats, parts
 
 NUM_ADAPTERS = 40
 SILENT = "import time; time.sleep(600)"
@@ -76,7 +76,7 @@ async def test_a_view_that_is_far_behind_is_made_by_a_process_of_its_own(one: Pa
         return list(await copied_here(first, until))
 
     one.heads.copy_range = copy_range  # type: ignore[method-assign, assignment]
-    maker = ViewMaker(file, url, "")
+    maker = ViewMaker(file, url, "", key_source(one.ids))
     projection = Projection(file, maker)
     await made_by(one, projection, last)
     await check_is_whole(one, projection)
@@ -88,7 +88,9 @@ async def test_a_process_that_fails_costs_time_and_nothing_else(one: Parts, url:
     last = (await one.heads.state()).last_sequence
     for number, program in enumerate(["raise SystemExit(3)", SILENT, "print('no frame at all' * 1000)"]):
         file = tmp_path / f"{number}.sqlite"
-        projection = Projection(file, ViewMaker(file, url, "", [sys.executable, "-c", program], answer_s=1.0))
+        projection = Projection(
+            file, ViewMaker(file, url, "", key_source(one.ids), [sys.executable, "-c", program], answer_s=1.0)
+        )
         await made_by(one, projection, last)
         await check_is_whole(one, projection)
         projection.close()
@@ -98,13 +100,13 @@ async def test_a_process_that_is_killed_in_the_middle_is_replaced(one: Parts, ur
     state = await one.heads.state()
     file = tmp_path / "killed.sqlite"
     Projection(file).close()
-    maker = ViewMaker(file, url, "")
-    assert len(await maker.apply(1, state.last_sequence, Position(state.created, 16, 0))) == 16
+    maker = ViewMaker(file, url, "", key_source(one.ids))
+    assert len((await maker.apply(1, state.last_sequence, Position(state.created, 16, 0))).leaves) == 16
     assert maker._child is not None
     maker._child.kill()
     with pytest.raises(MakerEnded):
         await maker.apply(17, state.last_sequence, Position(state.created, 32, 0))
-    assert len(await maker.apply(17, state.last_sequence, Position(state.created, 32, 0))) == 16
+    assert len((await maker.apply(17, state.last_sequence, Position(state.created, 32, 0))).leaves) == 16
     await maker.rest()
     projection = Projection(file)
     assert projection.sequence == 32
@@ -115,7 +117,7 @@ async def test_a_file_that_is_not_where_it_should_be_is_not_written_to(one: Part
     state = await one.heads.state()
     file = tmp_path / "elsewhere.sqlite"
     Projection(file).close()
-    maker = ViewMaker(file, url, "")
+    maker = ViewMaker(file, url, "", key_source(one.ids))
     with pytest.raises(sqlite3.DatabaseError, match="does not go up to"):
         await maker.apply(5, state.last_sequence, Position(state.created, 20, 0))
     await maker.rest()

@@ -322,7 +322,7 @@ async def test_an_audit_names_the_event_that_was_changed_in_the_stream(one: Part
     await one.catch_up()
     ledger = await ledger_of(one)
     await ledger.sign_behind()
-    heads = TamperedHeads(one.heads._stream._bus, 1)
+    heads = TamperedHeads(one.heads._stream._bus, 1, one.keys)
     one.desk.heads = heads
     request = m.Audit(credential=ROOT_KEY, first=1)
     assert audit_page(await Proving(one.desk, ledger, one.signers).audit(request)).size == 10
@@ -337,8 +337,11 @@ async def test_an_audit_names_the_event_that_the_stream_has_lost(sequence: int, 
     async with own_nats(tmp_path / "nats") as nats, Bus(nats.url, "test") as bus:
         # Unlike the real one, this stream allows a message to be deleted.
         await bus.jetstream.add_stream(name=subjects.REGISTRY_STREAM, subjects=list(subjects.REGISTRY_SUBJECTS))
-        heads, ids, projection = CountingHeads(bus, 1), Ids(bytes(32)), Projection(tmp_path / "view.sqlite")
-        one = Parts(heads, ids, projection, Desk(heads, ids, projection), data_keys(bus, ids))
+        ids, projection = Ids(bytes(32)), Projection(tmp_path / "view.sqlite")
+        keys = data_keys(bus, ids)
+        await keys.ensure_stream()
+        heads = CountingHeads(bus, 1, keys)
+        one = Parts(heads, ids, projection, Desk(heads, ids, projection), keys)
         await one.add_revisions("home/diary", 5)
         await one.catch_up()
         ledger = await ledger_of(one)

@@ -40,9 +40,21 @@ class ErasureWorld:
             yield rig
 
     def holding(self, needle: bytes) -> list[str]:
-        """Return the files of all services and servers that hold ``needle``."""
-        found = [path for path in self.folder.rglob("*") if path.is_file() and needle in path.read_bytes()]
-        return [str(path.relative_to(self.folder)) for path in found]
+        """Return the files of all services and servers that hold ``needle``, or whose names do."""
+        return sorted(self.counts(needle))
+
+    def num_in(self, folder: str, needle: bytes) -> int:
+        """Return how often files of ``folder`` hold ``needle``."""
+        return sum(num for name, num in self.counts(needle).items() if name.split("/")[0] == folder)
+
+    def counts(self, needle: bytes) -> dict[str, int]:
+        """Return how often each file holds ``needle``, its name included; those that do not are left out."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            name = str(path.relative_to(self.folder))
+            if num_found := name.encode().count(needle) + (path.read_bytes().count(needle) if path.is_file() else 0):
+                found[name] = num_found
+        return found
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ from octavo_identity.desk import Desk
 from octavo_identity.fleet import Fleet
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
-from octavo_identity.key_provider import FileKeyProvider
+from octavo_identity.key_provider import KeySource
 from octavo_identity.metering import Metering
 from octavo_identity.projection import Projection
 from octavo_identity.quota_keeper import QuotaKeeper
@@ -172,7 +172,11 @@ class CountingHeads(HeadStore):
 
 def data_keys(bus: Bus, ids: Ids) -> DataKeys:
     """Return data keys as identity itself wraps them."""
-    return DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
+    return DataKeys(bus, 1, key_source(ids).provider())
+
+
+def key_source(ids: Ids) -> KeySource:
+    return KeySource(ids.tenant_key_root())
 
 
 @dataclass
@@ -241,13 +245,13 @@ def digest_of_number(number: int) -> Digest:
 async def parts(nats_url: str, folder: Path) -> AsyncIterator[Parts]:
     """Make identity's parts, with the secret in ``folder`` and a new view of the registry."""
     async with Bus(nats_url, "parts") as bus:
-        heads = CountingHeads(bus, 1)
-        await heads.ensure_stream()
         ids = Ids(load_secret(folder))
+        keys = data_keys(bus, ids)
+        await keys.ensure_stream()
+        heads = CountingHeads(bus, 1, keys)
+        await heads.ensure_stream()
         projection = Projection(folder / f"{secrets.token_hex(4)}.sqlite")
         try:
-            keys = data_keys(bus, ids)
-            await keys.ensure_stream()
             yield Parts(heads, ids, projection, Desk(heads, ids, projection), keys)
         finally:
             projection.close()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo_identity.audit_round import AuditRound, Passed
+from octavo_identity.event_form import Opener, decode_event, encode_event
 from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, StoredRevision, object_key
 from octavo_shared import subjects
 from octavo_shared.checkpoint import Signer
@@ -12,19 +13,27 @@ from octavo_shared.merkle import Tree
 from octavo_shared.messages.identity import Revision, Role
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
 from octavo_shared.references import AdapterId, Digest, TenantId
+from octavo_shared.sealed_event import event_key
 from support.adapters import TINY_FINGERPRINT
 
 SIGNER = Signer(bytes([7]) * 32)
+FIELDS = bytes([8]) * 32
+"""The field key of all adapters here."""
 
 
-def pushed(sequence: int, name: str, number: int) -> LedgerEvent:
-    """The event of a push by alice@home; its revision's digest holds its sequence."""
-    adapter_id = AdapterId(name.encode().hex().rjust(32, "0")[-32:])
+def adapter_id_of(name: str) -> AdapterId:
+    return AdapterId(name.encode().hex().rjust(32, "0")[-32:])
+
+
+def pushed(sequence: int, name: str, number: int, place: str = "") -> LedgerEvent:
+    """The event of a push by alice@home, by default in its own ``place``; its digest holds its sequence."""
+    adapter_id = adapter_id_of(name)
     revision = Revision(number, Digest(f"sha256:{sequence:064x}"), TINY_FINGERPRINT, 1, 4, 2, "F32", "alice@home", 1)
     stored = StoredRevision(revision, object_key(adapter_id, number, "aa", "bb"))
     head = AdapterHead(adapter_id, TenantId("t"), name, "alice@home", number, (stored,), {"serving": number})
     event = RegistryEvent("revision_added", "alice@home", 1_700_000_000_000, 0, head, "", stored)
-    return LedgerEvent(sequence, subjects.adapter_head("s0", "t", adapter_id), msgspec.msgpack.encode(event))
+    subject = subjects.adapter_head("s0", "t", adapter_id_of(place or name))
+    return LedgerEvent(sequence, subject, encode_event(subject, event, {adapter_id: FIELDS}))
 
 
 def key_issued(sequence: int) -> LedgerEvent:
@@ -84,14 +93,15 @@ def audit(
 def proof_of(events: Sequence[LedgerEvent], sequence: int, old_size: int = 0) -> RevisionProof:
     """What an honest identity says of the revision that the event at ``sequence`` made."""
     event = events[sequence - 1]
-    made = msgspec.msgpack.decode(event.data, type=RegistryEvent)
+    made = decode_event(event, FIELDS)
     assert made.revision is not None
     assert isinstance(made.head, AdapterHead)
     revision = made.revision.revision
     inclusion = tree_of(events).inclusion_proof(sequence - 1, len(events))
     return RevisionProof(
-        made.head.name, revision.number, revision.digest, event, inclusion, signed_root(events, old_size)
-    )
+        made.head.name, revision.number, revision.digest, event, inclusion, signed_root(events, old_size),
+        event_key=event_key(event, FIELDS),
+    )  # fmt: skip
 
 
 def page_of(
@@ -100,4 +110,6 @@ def page_of(
     """A page of ``events``, beside the leaf hashes of what they were when they were new."""
     last = min(first + num_max - 1, len(remembered))
     leaf_hashes = tuple(event.leaf_hash() for event in remembered[first - 1 : last])
-    return AuditPage(tuple(event for event in events if first <= event.sequence <= last), leaf_hashes, signed)
+    shown = tuple(event for event in events if first <= event.sequence <= last)
+    opener = Opener({adapter_id_of(name): FIELDS for name in ("home/diary", "home/notes")})
+    return AuditPage(shown, leaf_hashes, signed, event_keys=tuple(opener.key_of(event) for event in shown))

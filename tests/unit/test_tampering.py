@@ -1,10 +1,10 @@
 """600 of the 1,000 random bit flips that the registry has to notice: those in ledger events and checkpoints.
 
-They are 300 in events (any of their bytes, those of the head that they carry, their subjects), 100 in the sequences at
-which they are stored, which move them or lose them, and 200 in signed checkpoints, the newest and older ones. Each must
-be noticed by all who look: ``octavo verify`` of a revision and of everything, where it is shown what was changed, and
-the background audit, with what it remembers and without. Flips in packs are in ``test_seal.py`` and
-``test_worker_keys.py``, those in statements in ``test_dsse.py`` and ``test_identity_provenance.py``, and those in
+They are 300 in events (any of their bytes, those of the head that they carry or of what is sealed, their subjects), 100
+in the sequences at which they are stored, which move them or lose them, and 200 in signed checkpoints, the newest and
+older ones. Each must be noticed by all who look: ``octavo verify`` of a revision and of everything, where it is shown
+what was changed, and the background audit, with what it remembers and without. Flips in packs are in ``test_seal.py``
+and ``test_worker_keys.py``, those in statements in ``test_dsse.py`` and ``test_identity_provenance.py``, and those in
 proofs in ``test_verification.py``.
 """
 
@@ -19,6 +19,7 @@ from octavo_identity.records import RegistryEvent
 from octavo_shared.merkle import Tree
 from octavo_shared.messages.ledger import LedgerEvent, SignedRoot
 from octavo_shared.references import parse_reference
+from octavo_shared.sealed_event import StoredEvent, is_sealed
 from support.ledgers import SIGNER, audit, notes_of, page_of, proof_of, signed_root, small_ledger, tree_of
 
 NUM_EVENTS = 60
@@ -38,8 +39,11 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 
 def head_bits(event: LedgerEvent) -> range:
-    """Return where the head lies in an event's bytes."""
-    head = msgspec.msgpack.encode(msgspec.msgpack.decode(event.data, type=RegistryEvent).head)
+    """Return where the head, or what is sealed, lies in an event's bytes."""
+    if is_sealed(event):
+        head = msgspec.msgpack.decode(event.data, type=StoredEvent).sealed
+    else:
+        head = msgspec.msgpack.encode(msgspec.msgpack.decode(event.data, type=RegistryEvent).head)
     first = event.data.index(head)
     return range(first * 8, (first + len(head)) * 8)
 

@@ -68,6 +68,7 @@ PLACES: dict[str, tuple[int, Callable[[RevisionProof, int], RevisionProof]]] = {
         len(PROOF.signed.consistency) * 256,
         lambda proof, bit: resigned(proof, consistency=flipped_one(proof.signed.consistency, bit)),
     ),
+    "event key": (256, lambda proof, bit: replaced(proof, event_key=flipped(proof.event_key, bit))),
     "number": (8, lambda proof, bit: replaced(proof, number=proof.number ^ (1 << bit))),
     "digest": (71 * 8, lambda proof, bit: replaced(proof, digest=flipped_text(proof.digest, bit))),
 }
@@ -118,7 +119,7 @@ def test_an_event_that_makes_no_revision_proves_none() -> None:
 
 def test_an_event_on_another_adapters_subject_proves_nothing() -> None:
     moved = [*EVENTS]
-    moved[SEQUENCE - 1] = replaced(EVENTS[SEQUENCE - 1], subject=EVENTS[1].subject)
+    moved[SEQUENCE - 1] = pushed(SEQUENCE, "home/diary", 4, place="home/notes")
     with pytest.raises(NotProven, match="not of home/diary"):
         check_revision(proof_of(moved, SEQUENCE), DIARY, Trusted(SIGNER.verifier))
 
@@ -150,6 +151,22 @@ def audited(
 
 def test_an_audit_of_a_sound_ledger_ends_at_its_root() -> None:
     assert audited(EVENTS).size == 50
+
+
+def test_an_audit_opens_what_comes_with_its_key_and_counts_the_rest() -> None:
+    seen: list[LedgerEvent] = []
+    auditor = Auditor(TRUSTED, lambda event, is_all_shown: seen.append(event))
+    while not auditor.is_done:
+        page = page_of(EVENTS, signed_root(EVENTS, OLD_SIZE), EVENTS, auditor.next_sequence, 7)
+        keys = [b"" if event.sequence == 12 else key for event, key in zip(page.events, page.event_keys, strict=True)]
+        # One is another event's.
+        keys = [bytes(32) if event.sequence == 15 else key for event, key in zip(page.events, keys, strict=True)]
+        auditor.take(replaced(page, event_keys=tuple(keys)))
+    assert auditor.finish().size == 50
+    assert auditor.num_sealed == 2
+    assert [event.sequence for event in seen] == [number for number in range(1, 51) if number not in (12, 15)]
+    names = {msgspec.msgpack.decode(event.data)["head"].get("name") for event in seen}
+    assert names == {None, "home/diary", "home/notes"}
 
 
 def test_an_audit_names_the_first_event_that_is_not_what_it_was() -> None:

@@ -7,9 +7,9 @@ lines on standard output say how many of it are acknowledged (``Registered``).
 
 Every adapter goes through ``Pushing.commit_once``: access and gates are checked, a statement is made and signed, the
 head and its event are made, and 500 events become one atomic batch by compare-and-set, in the ``Group`` that an import
-uses. What is left out of a real import: uploads, their validation and packing (all share one pack, which is made once
-and not stored), the data key that a pack is sealed under, and the leader reads before each event: keys, tenants and
-bases are read once, and every name is taken for new. The server's compare-and-set would refuse one that is not.
+uses; before it, 500 data keys become another one. What is left out of a real import: uploads, their validation and
+packing (all share one pack, which is made once and not stored), and the leader reads before each event: keys, tenants
+and bases are read once, and every name is taken for new. The server's compare-and-set would refuse one that is not.
 """
 
 import asyncio
@@ -107,8 +107,8 @@ class _SharedPack(Staging):
 class _LearntHeads(HeadStore):
     """Reads what it was told to once, and takes everything else for new."""
 
-    def __init__(self, bus: Bus, num_replicas: int) -> None:
-        super().__init__(bus, num_replicas)
+    def __init__(self, bus: Bus, num_replicas: int, keys: DataKeys) -> None:
+        super().__init__(bus, num_replicas, keys)
         self._learnt: dict[str, tuple[RegistryEvent, int] | None] = {}
 
     async def learn(self, subject: str) -> None:
@@ -134,7 +134,8 @@ class Registrar:
     async def of(cls, order: Order, bus: Bus, projection: Projection) -> Self:
         """Return a registrar that knows the population's keys and tenants."""
         ids = Ids(load_secret(Path(order.identity_dir)))
-        heads = _LearntHeads(bus, 1)
+        keys = DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
+        heads = _LearntHeads(bus, 1, keys)
         population = Population(order.seed, order.num_tenants)
         for number in range(order.num_tenants):
             tenant_id = ids.tenant(population.tenant(number))
@@ -144,7 +145,6 @@ class Registrar:
         await heads.learn(subjects.BASES)
         desk = Desk(heads, ids, projection)
         statements = Statements(Signers(heads, ids, dsse.Signer(ids.provenance_seed())))
-        keys = DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root()))
         # The base is known, so nothing here comes to object storage.
         admission = Admission(desk.bases, ObjectStore(StoreSettings()), Fleet())
         quotas = QuotaKeeper(desk, Metering(heads, UsageStream(bus, 1), projection))

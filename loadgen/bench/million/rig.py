@@ -18,7 +18,10 @@ from chaos.adapters import BASE
 from octavo_cli.local_servers import NatsServer, S3Server
 from octavo_cli.nats_users import Seeds, authorization
 from octavo_cli.processes import Process, answers_http, finish, free_port
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
+from octavo_identity.ids import Ids, load_secret
+from octavo_identity.key_provider import FileKeyProvider
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.credentials import BusCredentials, read_credentials
@@ -113,7 +116,8 @@ class Rig:
     async def heads(self) -> AsyncIterator[HeadStore]:
         """Yield identity's own way to the stream, for looking at it from outside."""
         async with Bus(self.nats.url, "bench", credentials=self._credentials(BusRole.IDENTITY)) as bus:
-            yield HeadStore(bus, 1)
+            ids = Ids(load_secret(self.identity_dir))
+            yield HeadStore(bus, 1, DataKeys(bus, 1, FileKeyProvider(ids.tenant_key_root())))
 
     def _credentials(self, role: BusRole) -> BusCredentials:
         found = read_credentials(role, str(self._seeds.path(role)))

@@ -54,6 +54,7 @@ class RevisionProof(msgspec.Struct, frozen=True):
     """The event that made a revision, the path from it to the checkpoint's root, and what identity says that it is.
 
     ``signers`` prove whose the keys were that signed its statement, when it came into the ledger.
+    ``event_key`` opens this event and no other (see ``sealed_event``); it is empty where the event is in the clear.
     """
 
     name: str
@@ -63,16 +64,19 @@ class RevisionProof(msgspec.Struct, frozen=True):
     inclusion: tuple[bytes, ...]
     signed: SignedRoot
     signers: tuple[SignerProof, ...] = ()
+    event_key: bytes = b""
 
 
 class AuditPage(msgspec.Struct, frozen=True):
     """Events from one sequence on, and the leaf hashes that identity took of them when they were new.
 
     An event that the stream has lost is left out; its leaf hash is not. So is one that is not for the reader, whose
-    sequence is in ``withheld``.
+    sequence is in ``withheld``. ``event_keys`` are those of ``events``, as in ``RevisionProof``; that of an erased
+    adapter is empty, too.
     """
 
     events: tuple[LedgerEvent, ...]
     leaf_hashes: tuple[bytes, ...]
     signed: SignedRoot
     withheld: tuple[int, ...] = ()
+    event_keys: tuple[bytes, ...] = ()
