@@ -1,8 +1,10 @@
 """Checks of shapes, dtypes, strides and devices at each call; about two microseconds, shared by all paths."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from octavo_kernels.allowed import EVERYTHING, Allowed
 from octavo_kernels.layout import ARENA_DTYPES, KvTable, LayoutError, RowGroups, RowTable
 
 _FLOAT32 = torch.float32
@@ -86,3 +88,14 @@ def check_attention(
     ):
         raise LayoutError(f"sinks: want fp32 ({q.size(1)},) on the arena's device, got {sinks.dtype}")
     _check_devices(arena, q, out, kv)
+
+
+def check_allowed(allowed: Allowed, num_rows: int) -> None:
+    """Raise ``LayoutError`` unless ``allowed`` is for ``num_rows`` rows and each names a mask that is there."""
+    words, of_row = allowed.words, allowed.of_row
+    if words.dtype != np.int32 or words.ndim != 2 or of_row.dtype != np.int64 or of_row.shape != (num_rows,):
+        raise LayoutError(f"allowed: masks of int32 and {num_rows} int64 wanted, got {words.shape} and {of_row.shape}")
+    if not (words.flags.c_contiguous and of_row.flags.c_contiguous):
+        raise LayoutError("allowed: contiguous arrays wanted")
+    if num_rows and not EVERYTHING <= of_row.min() <= of_row.max() < len(words):
+        raise LayoutError(f"allowed: a row names none of the {len(words)} masks")

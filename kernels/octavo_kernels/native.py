@@ -13,7 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo_kernels.checks import check_adapt, check_attention, check_expand, check_shrink, check_write_kv
+from octavo_kernels.allowed import Allowed
+from octavo_kernels.checks import (
+    check_adapt,
+    check_allowed,
+    check_attention,
+    check_expand,
+    check_shrink,
+    check_write_kv,
+)
 from octavo_kernels.layout import KvTable, LayoutError, RowGroups, RowTable
 from octavo_kernels.native_build import BuildFailed, build, log
 
@@ -39,8 +47,8 @@ _SIGNATURES = {
     "octavo_product": "ppqpq",
     "octavo_rms_norm": "ipqpfipqq",
     "octavo_gate": "iipqpqpqq",
-    "octavo_largest": "ipqppqq",
-    "octavo_forbid": "pqpq",
+    "octavo_largest": "ipqppqqpqp",
+    "octavo_forbid": "pqqpqp",
     "octavo_rotate": "ipqqqpqqqpppqq",
 }
 _CODES = {"i": ctypes.c_int, "q": ctypes.c_int64, "p": ctypes.c_void_p, "f": ctypes.c_float}
@@ -266,17 +274,20 @@ class NativeKernels:
         )
         return out
 
-    def largest(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def largest(self, x: Tensor, allowed: Allowed | None) -> tuple[Tensor, Tensor]:
         """See ``pointwise.largest``."""
         num_rows, width = x.shape
         values, indices = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
         kind, pitch = TYPES[x.dtype], x.stride(0)
-        _raise_for(self._largest(kind, x.data_ptr(), pitch, values.data_ptr(), indices.data_ptr(), num_rows, width))
+        bits = _words_of(allowed, num_rows) if allowed is not None else (None, 0, None)
+        _raise_for(
+            self._largest(kind, x.data_ptr(), pitch, values.data_ptr(), indices.data_ptr(), num_rows, width, *bits)
+        )
         return values, indices
 
-    def forbid(self, row: Tensor, allowed: NDArray[np.int32]) -> None:
+    def forbid(self, x: Tensor, allowed: Allowed) -> None:
         """See ``pointwise.forbid``."""
-        _raise_for(self._forbid(row.data_ptr(), row.numel(), allowed.ctypes.data, allowed.size))
+        _raise_for(self._forbid(x.data_ptr(), *x.shape, *_words_of(allowed, len(x))))
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See ``pointwise.rotate``."""
@@ -302,6 +313,11 @@ class NativeKernels:
             )
         )
         return out
+
+
+def _words_of(allowed: Allowed, num_rows: int) -> tuple[int, int, int]:
+    check_allowed(allowed, num_rows)
+    return allowed.words.ctypes.data, allowed.words.shape[1], allowed.of_row.ctypes.data
 
 
 def _raise_for(code: int) -> None:

@@ -6,11 +6,10 @@ compiled kernels only; on a GPU the architecture's own code runs. A row's result
 
 from enum import IntEnum
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo_kernels.allowed import Allowed
 from octavo_kernels.layout import LayoutError
 from octavo_kernels.native import TYPES, NativeKernels, load_native
 
@@ -66,36 +65,33 @@ def gate(gates: Tensor, up: Tensor, activation: Activation) -> Tensor:
     return _native(gates, up).gate(gates, up, activation)
 
 
-def largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest value of each row and the first index that has it.
+def largest(x: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
+    """Return the largest value of each row, of its allowed elements, and the first index that has it.
 
-    A row that holds a NaN has NaN as its largest value; its index means nothing then. On a GPU, and where there is no
-    compiled kernel, torch does the same.
+    A row that holds a NaN has NaN as its largest value; its index means nothing then. One with nothing allowed has
+    minus infinity. On a GPU, and where there is no compiled kernel, torch does the same.
 
     Shapes: x [N, W] bf16, fp16 or fp32; results [N] fp32 and [N] int64.
     """
     native = load_native() if x.dtype in TYPES and not x.is_cuda else None
     if native is None or x.dim() != 2 or x.stride(1) != 1 or not x.shape[1]:
+        if allowed is not None:
+            x = x.masked_fill(~allowed.mask(x.shape[1]).to(x.device), -torch.inf)
         values, indices = x.max(dim=-1)
         return values.float(), indices
-    return native.largest(x)
+    return native.largest(x, allowed)
 
 
-def forbid(row: Tensor, allowed: NDArray[np.int32]) -> None:
-    """Set every element of ``row`` to minus infinity whose bit is not set, lowest bit of the first word first.
+def forbid(x: Tensor, allowed: Allowed) -> None:
+    """Set every element of ``x`` to minus infinity that is not allowed.
 
-    Elements for which there is no bit are forbidden, too.
-
-    Shapes: row [W] fp32, contiguous; allowed [words] int32, contiguous.
+    Shapes: x [N, W] fp32, contiguous.
     """
-    native = None if row.is_cuda else load_native()
-    if native is not None and row.dtype == torch.float32 and row.is_contiguous():
-        native.forbid(row, allowed)
-        return
-    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[: len(row)].astype(np.bool_)
-    is_allowed = torch.zeros(len(row), dtype=torch.bool)
-    is_allowed[: len(bits)] = torch.from_numpy(bits)
-    row.masked_fill_(~is_allowed.to(row.device), -torch.inf)
+    native = None if x.is_cuda else load_native()
+    if native is not None and x.dtype == torch.float32 and x.is_contiguous():
+        native.forbid(x, allowed)
+    else:
+        x.masked_fill_(~allowed.mask(x.shape[1]).to(x.device), -torch.inf)
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

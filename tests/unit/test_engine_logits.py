@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.generation import Sampling
 from octavo_shared.references import TenantId
 from octavo_worker.engine.choosing import choose_tokens
-from octavo_worker.engine.guides import Guides, allowed_next
+from octavo_worker.engine.guides import Guide, Guides, allowed_next
 from octavo_worker.engine.logits import adjusted, logprobs_of
 from octavo_worker.engine.sequence import Sequence, SequenceRequest
 from support.fakes import tiny_tokenizer
@@ -24,6 +25,13 @@ END = TOKENIZER.token_to_id("<|im_end|>")
 def sequence(prompt: tuple[int, ...] = (1,), answer: tuple[int, ...] = (), **fields: object) -> Sequence:
     sampling = Sampling(max_tokens=400, seed=0, **{"temperature": 0.0, **fields})  # type: ignore[arg-type]
     return Sequence(SequenceRequest("r", 0, TenantId("t"), prompt, answer, sampling), order=1)
+
+
+def words_of(*guides: Guide) -> NDArray[np.int32]:
+    allowed = allowed_next(guides)
+    assert allowed is not None
+    assert allowed.of_row.tolist() == list(range(len(guides)))
+    return allowed.words
 
 
 def row(*values: float) -> torch.Tensor:
@@ -110,7 +118,7 @@ def test_a_guide_goes_on_behind_what_was_delivered_already() -> None:
     forced = tuple(TOKENIZER.encode('{"name": "', add_special_tokens=False).ids)
     resumed, whole = guides.guide(json.dumps(SCHEMA), forced), guides.guide(json.dumps(SCHEMA), ())
     assert all(whole.advance(token) for token in forced)
-    assert np.array_equal(*allowed_next([resumed, whole]))
+    assert np.array_equal(*words_of(resumed, whole))
     with pytest.raises(InvalidRequest):
         guides.guide(json.dumps(SCHEMA), tuple(TOKENIZER.encode("[1]", add_special_tokens=False).ids))
 
@@ -127,15 +135,26 @@ def test_a_guide_that_has_failed_changes_nothing_for_those_beside_it() -> None:
     alone, beside, *failed = (guides.guide(json.dumps(SCHEMA), ()) for _ in range(4))
     forbidden = TOKENIZER.encode("[", add_special_tokens=False).ids[0]
     assert not any(guide.advance(forbidden) for guide in failed)
-    assert np.array_equal(allowed_next([failed[0], beside, failed[1]])[1], allowed_next([alone])[0])
+    assert np.array_equal(words_of(failed[0], beside, failed[1])[1], words_of(alone)[0])
 
 
-def test_each_guided_row_follows_its_own_schema_and_no_other_row_follows_any() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_guided_row_follows_its_own_schema_and_no_other_row_follows_any(temperature: float) -> None:
     guides = Guides(TOKENIZER.to_str().encode(), (END,))
-    plain, first, second = sequence(), sequence(), sequence()
-    first.guide, second.guide = guides.guide(json.dumps(SCHEMA), ()), guides.guide('{"type": "array"}', ())
-    together = adjusted(torch.zeros(3, 400), [first, plain, second])
-    for i, one in ((0, first), (2, second)):
-        assert torch.equal(together[i], adjusted(torch.zeros(1, 400), [one])[0])
-    assert not torch.equal(together[0], together[2])
-    assert not together[1].any()
+    crowd = [sequence(temperature=temperature) for _ in range(3)]
+    crowd[0].guide, crowd[2].guide = guides.guide(json.dumps(SCHEMA), ()), guides.guide('{"type": "array"}', ())
+    # What the schemas allow first is the least likely; the row between them is free to take the likeliest.
+    logits = torch.zeros(3, 400)
+    starts = [TOKENIZER.encode(text, add_special_tokens=False).ids[0] for text in "{["]
+    logits[:, starts] = -20.0
+    free = int(logits[1].argmax())
+    logits[:, free] = 20.0
+    chosen = choose_tokens(logits, crowd).tokens
+    assert [TOKENIZER.id_to_token(chosen[i])[0] for i in (0, 2)] == ["{", "["]
+    assert chosen[1] == free
+    for i, one in enumerate(crowd):
+        assert choose_tokens(logits[i : i + 1], [one]).tokens == [chosen[i]]
+
+
+def test_where_nobody_has_a_schema_nothing_is_masked() -> None:
+    assert allowed_next([None, None]) is None

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from octavo_kernels import pointwise
+from octavo_kernels.allowed import EVERYTHING, Allowed
 from octavo_kernels.layout import LayoutError
 from octavo_kernels.native import load_native
 from octavo_kernels.pointwise import Activation, NormForm
@@ -121,20 +122,61 @@ def test_largest_of_what_has_none(dtype: torch.dtype, width: int) -> None:
     assert indices[1:3].tolist() == [0, width - 1]
 
 
+def _allowed(num_words: int, seed: int) -> Allowed:
+    """Four rows: half of the elements, all, few, and those of the first again."""
+    generator = np.random.default_rng(seed)
+    words = generator.integers(0, 2**32, (2, num_words), dtype=np.uint32)
+    words[0, ::3] = 0xFFFFFFFF
+    words[1, ::2] = 0
+    return Allowed(words.view(np.int32), np.array([0, EVERYTHING, 1, 0]))
+
+
+def _is_allowed(allowed: Allowed, row: int, k: int) -> bool:
+    mask = int(allowed.of_row[row])
+    if mask == EVERYTHING:
+        return True
+    return k // 32 < allowed.words.shape[1] and bool(int(allowed.words[mask, k // 32]) >> k % 32 & 1)
+
+
 @pytest.mark.parametrize("path", ["compiled", "plain torch"])
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 1000])
 @pytest.mark.parametrize("num_words", [0, 1, 31, 40])
 def test_what_has_no_bit_is_forbidden(width: int, num_words: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "plain torch":
         monkeypatch.setattr(pointwise, "load_native", lambda: None)
-    generator = np.random.default_rng(width)
-    words = generator.integers(0, 2**32, num_words, dtype=np.uint32)
-    words[::3] = 0xFFFFFFFF
-    row = torch.zeros(width)
-    pointwise.forbid(row, words.view(np.int32))
-    for k in range(width):
-        is_allowed = k // 32 < num_words and bool(int(words[k // 32]) >> k % 32 & 1)
-        assert float(row[k]) == (0.0 if is_allowed else -np.inf)
+    x, allowed = torch.zeros(4, width), _allowed(num_words, width)
+    pointwise.forbid(x, allowed)
+    for i in range(4):
+        for k in range(width):
+            assert float(x[i, k]) == (0.0 if _is_allowed(allowed, i, k) else -np.inf)
+
+
+@pytest.mark.parametrize("path", ["compiled", "plain torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 1000])
+@pytest.mark.parametrize("num_words", [0, 1, 31, 40])
+def test_largest_of_what_is_allowed(
+    dtype: torch.dtype, width: int, num_words: int, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "plain torch":
+        monkeypatch.setattr(pointwise, "load_native", lambda: None)
+    x, allowed = _random(4, width, dtype=dtype).clamp(max=0.5), _allowed(num_words, width)
+    for i in range(4):
+        # What is not allowed may be anything.
+        for k in [k for k in range(width) if not _is_allowed(allowed, i, k)]:
+            x[i, k] = torch.nan if k % 2 else torch.inf
+    values, indices = pointwise.largest(x, allowed)
+    assert torch.equal(allowed.take([2, 0]).mask(width), allowed.mask(width)[[2, 0]])
+    for i in range(4):
+        among = [(-float(x[i, k]), k) for k in range(width) if _is_allowed(allowed, i, k)]
+        assert (-float(values[i]), int(indices[i])) == min(among, default=(np.inf, 0))
+
+
+@pytest.mark.parametrize("of_row", [[0, 2], [0, -2], [0]])
+def test_masks_that_are_not_there_are_refused(of_row: list[int]) -> None:
+    allowed = Allowed(np.zeros((2, 1), dtype=np.int32), np.array(of_row))
+    with pytest.raises(LayoutError):
+        pointwise.largest(torch.zeros(2, 32), allowed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

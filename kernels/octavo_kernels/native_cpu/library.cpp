@@ -79,15 +79,17 @@ int octavo_gate(int type, int activation, const void* gates, int64_t gate_pitch,
   return OK;
 }
 
-int octavo_largest(int type, const void* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width) {
-  if (type == BF16) largest((const bf16*)x, x_pitch, values, indices, n, width);
-  else if (type == FP32) largest((const float*)x, x_pitch, values, indices, n, width);
+int octavo_largest(int type, const void* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width,
+                   const uint32_t* masks, int64_t words, const int64_t* of_row) {
+  Allowed allowed{masks, words, of_row};
+  if (type == BF16) largest((const bf16*)x, x_pitch, values, indices, n, width, allowed);
+  else if (type == FP32) largest((const float*)x, x_pitch, values, indices, n, width, allowed);
   else return BAD_TYPE;
   return OK;
 }
 
-int octavo_forbid(float* row, int64_t width, const uint32_t* allowed, int64_t words) {
-  forbid(row, width, allowed, words);
+int octavo_forbid(float* x, int64_t n, int64_t width, const uint32_t* masks, int64_t words, const int64_t* of_row) {
+  forbid(x, n, width, {masks, words, of_row});
   return OK;
 }
 

@@ -90,16 +90,46 @@ void gate(int activation, const T* gates, int64_t gate_pitch, const T* up, int64
   });
 }
 
-// The largest value of each row and the first index that has it; not a number where any value of the row is none.
-template <class T> void largest(const T* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width) {
+// Which elements rows may have: bits of_row[i] of the masks, all elements where that is negative or nobody asked.
+struct Allowed {
+  const uint32_t* masks;
+  int64_t words;
+  const int64_t* of_row;
+  const uint32_t* mask(int64_t i) const { return of_row && of_row[i] >= 0 ? masks + of_row[i] * words : nullptr; }
+  // The bits of elements k to k + 15, k a multiple of 16; what a mask has no bit for is not allowed.
+  uint32_t sixteen(const uint32_t* mask, int64_t k) const {
+    if (!mask) return 0xffff;
+    return k / 32 < words ? mask[k / 32] >> k % 32 & 0xffff : 0;
+  }
+};
+
+inline v16 only(uint32_t bits, v16 v) {
+#ifdef __AVX512F__
+  return (v16)_mm512_mask_blend_ps((__mmask16)bits, _mm512_set1_ps(-INFINITY), (__m512)v);
+#else
+  for (int64_t lane = 0; lane < 16; lane++)
+    if (!(bits >> lane & 1)) v[lane] = -INFINITY;
+  return v;
+#endif
+}
+
+// The largest value of each row and the first index that has it, of what is allowed; not a number where any such value
+// is none.
+template <class T>
+void largest(const T* x, int64_t x_pitch, float* values, int64_t* indices, int64_t n, int64_t width,
+             const Allowed& allowed) {
   parallel(n, n * width, [&](int64_t i) {
     const T* row = x + i * x_pitch;
+    const uint32_t* mask = allowed.mask(i);
     v16 best = splat(-INFINITY);
     u16x32 found = {}, is_none = {};
     each_lanes(width, [&](int64_t k, int64_t m) {
+      uint32_t bits = allowed.sixteen(mask, k);
+      // A schema mostly allows few: the rest is not even read.
+      if (!bits) return;
       v16 v = load_some(row + k, m);
-      if (m < 16)
-        for (int64_t lane = m; lane < 16; lane++) v[lane] = -INFINITY;
+      if (m < 16) bits &= (1u << m) - 1;
+      if (bits != 0xffff) v = only(bits, v);
       u16x32 is_larger = (u16x32)(v > best);
       best = (v16)(((u16x32)v & is_larger) | ((u16x32)best & ~is_larger));
       found = (is_larger & (uint32_t)k) | (found & ~is_larger);
@@ -121,19 +151,17 @@ template <class T> void largest(const T* x, int64_t x_pitch, float* values, int6
   });
 }
 
-// Minus infinity wherever the bit of `allowed` is not set, or there is none any more.
-inline void forbid(float* row, int64_t width, const uint32_t* allowed, int64_t words) {
-  for (int64_t k = 0; k < width; k += 16) {
-    uint32_t some = k / 32 < words ? allowed[k / 32] >> k % 32 & 0xffff : 0;
-    if (some == 0xffff) continue;
-    int64_t m = std::min<int64_t>(16, width - k);
-#ifdef __AVX512F__
-    _mm512_mask_storeu_ps(row + k, (__mmask16)(~some & ((1u << m) - 1)), _mm512_set1_ps(-INFINITY));
-#else
-    for (int64_t lane = 0; lane < m; lane++)
-      if (!(some >> lane & 1)) row[k + lane] = -INFINITY;
-#endif
-  }
+// Minus infinity wherever a row of x [n, width] may not have an element.
+inline void forbid(float* x, int64_t n, int64_t width, const Allowed& allowed) {
+  parallel(n, n * width, [&](int64_t i) {
+    const uint32_t* mask = allowed.mask(i);
+    if (!mask) return;
+    each_lanes(width, [&](int64_t k, int64_t m) {
+      uint32_t bits = allowed.sixteen(mask, k);
+      float* at = x + i * width + k;
+      if (bits != 0xffff) store_some(at, only(bits, load_some(at, m)), m);
+    });
+  });
 }
 
 // q is [n, q_heads, dim] and k [n, k_heads, dim], any pitches but the last; cos and sin are [n, dim]. The turned heads

@@ -5,6 +5,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#ifdef __AMX_TILE__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "lanes.h"
 #include "status.h"
@@ -21,8 +26,16 @@ constexpr int64_t MANY_OUTPUTS = GROUP * PANEL;
 // after the other, the pairs of all its outputs. `outputs` of them are wanted, the others of the last group are zeros.
 struct Packed { const bf16* weight; const bf16* bias; int64_t features, outputs; };
 
+// Up to 48 outputs, from `first`; `next` are `lines` lines of memory that are needed after it.
+struct Group { const bf16* weight; int64_t first, panels; const char* next; int64_t lines; };
+
 #ifdef __AVX512BF16__
 constexpr bool CAN_MULTIPLY = true;
+
+inline __m512 bias_of(const Packed& w, int64_t at) {
+  int64_t lanes = std::max<int64_t>(0, std::min(PANEL, w.outputs - at));
+  return w.bias ? (__m512)(lanes == PANEL ? load(w.bias + at) : load_part(w.bias + at, lanes)) : _mm512_setzero_ps();
+}
 
 inline void store_rounded(bf16* p, __m512 v, int64_t lanes) {
   __m256i h = (__m256i)_mm512_cvtneps_pbh(v);
@@ -57,8 +70,7 @@ inline void multiply(const bf16* x, int64_t x_pitch, const bf16* weight, const P
   }
   for (int c = 0; c < PANELS; c++) {
     int64_t at = first + c * PANEL, lanes = std::min(PANEL, w.outputs - at);
-    __m512 bias = w.bias ? (__m512)(lanes >= PANEL ? load(w.bias + at) : load_part(w.bias + at, std::max<int64_t>(0, lanes)))
-                         : _mm512_setzero_ps();
+    __m512 bias = bias_of(w, at);
     for (int r = 0; r < ROWS; r++)
       store_rounded(y + r * y_pitch + at, w.bias ? _mm512_add_ps(acc[r][c], bias) : acc[r][c], lanes);
   }
@@ -77,26 +89,167 @@ template <int PANELS, class... Rest> inline void multiply_rows(int64_t rows, Res
   }
 }
 
-inline void product(const Packed& w, const bf16* x, int64_t x_pitch, bf16* y, int64_t y_pitch, int64_t n) {
-  int64_t groups = (w.outputs + MANY_OUTPUTS - 1) / MANY_OUTPUTS, tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
-  int64_t group_elements = w.features * MANY_OUTPUTS;
-  parallel_stretches(groups, n * w.features * w.outputs, [](int64_t) { return 1; }, [&](int64_t group) {
-    const bf16* weight = w.weight + group * group_elements;
-    int64_t first = group * MANY_OUTPUTS, panels = std::min(GROUP, (w.outputs - first + PANEL - 1) / PANEL);
-    // What is behind the last group may be nobody's: asking for it is harmless.
-    const char* next = (const char*)(weight + group_elements);
-    int64_t lines = group_elements * sizeof(bf16) / 64;
-    for (int64_t tile = 0; tile < tiles; tile++) {
-      int64_t row = n * tile / tiles, rows = n * (tile + 1) / tiles - row;
-      int64_t begin = lines * tile / tiles * 64, bytes = lines * (tile + 1) / tiles * 64 - begin;
-      const bf16* from = x + row * x_pitch;
-      bf16* to = y + row * y_pitch;
-      switch (panels) {
-        case 1: multiply_rows<1>(rows, from, x_pitch, weight, w, first, to, y_pitch, next + begin, bytes); break;
-        case 2: multiply_rows<2>(rows, from, x_pitch, weight, w, first, to, y_pitch, next + begin, bytes); break;
-        default: multiply_rows<3>(rows, from, x_pitch, weight, w, first, to, y_pitch, next + begin, bytes);
+// Sixteen rows by sixteen outputs at once, on CPUs with AMX: a tile of sums, and 32 features of 16 rows or 16 outputs.
+constexpr int64_t TILE = 16;
+constexpr int64_t PAIRED = 32;
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start = 0, none[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Linux gives a process tiles when it asks for them, once for all of its threads.
+inline bool has_tiles() {
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+  return granted;
+}
+
+inline void ask(const char*& ahead, const char* until, int64_t lines) {
+  for (int64_t i = 0; i < lines && ahead < until; i++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+}
+
+// TILES times 16 rows by PANELS times 16 outputs; sums [48][16] to `out`. Tiles 0 to 5 hold sums, 6 rows, 7 weights.
+template <int TILES, int PANELS>
+inline void multiply_tiles(const bf16* const* x, const int64_t* pitch, const bf16* weight, int64_t features, float* out,
+                           const char* ahead, const char* until) {
+  _tile_zero(0);
+  if (PANELS > 1) _tile_zero(1);
+  if (PANELS > 2) _tile_zero(2);
+  if (TILES > 1) {
+    _tile_zero(3);
+    if (PANELS > 1) _tile_zero(4);
+    if (PANELS > 2) _tile_zero(5);
+  }
+  int64_t steps = features / PAIRED, lines = ((until - ahead) / 64 + steps * 6 - 1) / (steps * 6);
+  for (int64_t k = 0; k < steps; k++) {
+    const bf16* w = weight + k * PANELS * PAIRED * TILE;
+    _tile_loadd(6, x[0] + k * PAIRED, pitch[0]);
+    _tile_loadd(7, w, PANELS * 64);
+    _tile_dpbf16ps(0, 6, 7);
+    ask(ahead, until, 2 * lines);
+    if (PANELS > 1) {
+      _tile_loadd(7, w + PAIRED, PANELS * 64);
+      _tile_dpbf16ps(1, 6, 7);
+      ask(ahead, until, 2 * lines);
+    }
+    if (PANELS > 2) {
+      _tile_loadd(7, w + 2 * PAIRED, PANELS * 64);
+      _tile_dpbf16ps(2, 6, 7);
+      ask(ahead, until, 2 * lines);
+    }
+    if (TILES > 1) {
+      _tile_loadd(6, x[1] + k * PAIRED, pitch[1]);
+      _tile_loadd(7, w, PANELS * 64);
+      _tile_dpbf16ps(3, 6, 7);
+      if (PANELS > 1) {
+        _tile_loadd(7, w + PAIRED, PANELS * 64);
+        _tile_dpbf16ps(4, 6, 7);
+      }
+      if (PANELS > 2) {
+        _tile_loadd(7, w + 2 * PAIRED, PANELS * 64);
+        _tile_dpbf16ps(5, 6, 7);
       }
     }
+  }
+  _tile_stored(0, out, 64);
+  if (PANELS > 1) _tile_stored(1, out + 256, 64);
+  if (PANELS > 2) _tile_stored(2, out + 512, 64);
+  if (TILES > 1) {
+    _tile_stored(3, out + 768, 64);
+    if (PANELS > 1) _tile_stored(4, out + 1024, 64);
+    if (PANELS > 2) _tile_stored(5, out + 1280, 64);
+  }
+}
+
+template <int TILES> inline void multiply_panels(int64_t panels, const bf16* const* x, const int64_t* pitch,
+                                                 const bf16* weight, int64_t features, float* out, const char* ahead,
+                                                 const char* until) {
+  switch (panels) {
+    case 1: return multiply_tiles<TILES, 1>(x, pitch, weight, features, out, ahead, until);
+    case 2: return multiply_tiles<TILES, 2>(x, pitch, weight, features, out, ahead, until);
+    default: return multiply_tiles<TILES, 3>(x, pitch, weight, features, out, ahead, until);
+  }
+}
+
+// Rows to multiply. `last` are the last ones, fewer than a tile has, and zeros after them, which reach no row's sums.
+struct Rows { const bf16* at; int64_t pitch; const bf16* last; };
+
+inline Rows tiled(const bf16* x, int64_t x_pitch, int64_t n, int64_t features) {
+  int64_t few = n % TILE;
+  if (!few) return {x, x_pitch, nullptr};
+  bf16* last = (bf16*)aligned(scratch(LAST_ROWS, TILE * features / 2 + 16));
+  for (int64_t r = 0; r < few; r++) std::memcpy(last + r * features, x + (n - few + r) * x_pitch, features * sizeof(bf16));
+  std::memset(last + few * features, 0, (TILE - few) * features * sizeof(bf16));
+  return {x, x_pitch, last};
+}
+
+inline void product_by_tiles(const Packed& w, const Group& group, const Rows& x, bf16* y, int64_t y_pitch, int64_t n) {
+  static const TileConfig config;
+  _tile_loadconfig(&config);
+  alignas(64) float sums[6 * TILE * TILE];
+  int64_t blocks = (n + 2 * TILE - 1) / (2 * TILE);
+  for (int64_t block = 0; block < blocks; block++) {
+    int64_t row = block * 2 * TILE, tiles = n - row > TILE ? 2 : 1;
+    const bf16* from[2];
+    int64_t pitch[2];
+    for (int64_t t = 0; t < tiles; t++) {
+      bool is_whole = row + (t + 1) * TILE <= n;
+      from[t] = is_whole ? x.at + (row + t * TILE) * x.pitch : x.last;
+      pitch[t] = (is_whole ? x.pitch : w.features) * (int64_t)sizeof(bf16);
+    }
+    const char* ahead = group.next + group.lines * block / blocks * 64;
+    const char* until = group.next + group.lines * (block + 1) / blocks * 64;
+    if (tiles > 1) multiply_panels<2>(group.panels, from, pitch, group.weight, w.features, sums, ahead, until);
+    else multiply_panels<1>(group.panels, from, pitch, group.weight, w.features, sums, ahead, until);
+    for (int64_t c = 0; c < group.panels; c++) {
+      int64_t at = group.first + c * PANEL;
+      __m512 bias = bias_of(w, at);
+      for (int64_t r = 0; r < std::min(2 * TILE, n - row); r++) {
+        const float* sum = sums + ((r / TILE * GROUP + c) * TILE + r % TILE) * PANEL;
+        store_rounded(y + (row + r) * y_pitch + at, _mm512_add_ps(_mm512_load_ps(sum), bias), w.outputs - at);
+      }
+    }
+  }
+  _tile_release();
+}
+#else
+struct Rows {};
+inline bool has_tiles() { return false; }
+inline Rows tiled(const bf16*, int64_t, int64_t, int64_t) { return {}; }
+inline void product_by_tiles(const Packed&, const Group&, const Rows&, bf16*, int64_t, int64_t) {}
+#endif
+
+// The same for a group with vectors, a few rows after the others.
+inline void product_by_vectors(const Packed& w, const Group& group, const bf16* x, int64_t x_pitch, bf16* y,
+                               int64_t y_pitch, int64_t n) {
+  int64_t tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    int64_t row = n * tile / tiles, rows = n * (tile + 1) / tiles - row;
+    int64_t begin = group.lines * tile / tiles * 64, bytes = group.lines * (tile + 1) / tiles * 64 - begin;
+    const bf16* from = x + row * x_pitch;
+    bf16* to = y + row * y_pitch;
+    const char* ahead = group.next + begin;
+    switch (group.panels) {
+      case 1: multiply_rows<1>(rows, from, x_pitch, group.weight, w, group.first, to, y_pitch, ahead, bytes); break;
+      case 2: multiply_rows<2>(rows, from, x_pitch, group.weight, w, group.first, to, y_pitch, ahead, bytes); break;
+      default: multiply_rows<3>(rows, from, x_pitch, group.weight, w, group.first, to, y_pitch, ahead, bytes);
+    }
+  }
+}
+
+inline void product(const Packed& w, const bf16* x, int64_t x_pitch, bf16* y, int64_t y_pitch, int64_t n) {
+  int64_t groups = (w.outputs + MANY_OUTPUTS - 1) / MANY_OUTPUTS, group_elements = w.features * MANY_OUTPUTS;
+  bool by_tiles = has_tiles() && w.features % PAIRED == 0;
+  Rows rows = by_tiles ? tiled(x, x_pitch, n, w.features) : Rows{};
+  parallel_stretches(groups, n * w.features * w.outputs, [](int64_t) { return 1; }, [&](int64_t i) {
+    const bf16* weight = w.weight + i * group_elements;
+    int64_t first = i * MANY_OUTPUTS, panels = std::min(GROUP, (w.outputs - first + PANEL - 1) / PANEL);
+    // What is behind the last group may be nobody's: asking for it is harmless.
+    const char* next = (const char*)(weight + group_elements);
+    Group group{weight, first, panels, next, group_elements * (int64_t)sizeof(bf16) / 64};
+    if (by_tiles) product_by_tiles(w, group, rows, y, y_pitch, n);
+    else product_by_vectors(w, group, x, x_pitch, y, y_pitch, n);
   });
 }
 #else

@@ -54,8 +54,11 @@ template <class C, class F> void parallel_stretches(int64_t count, int64_t work,
   for (int64_t i = 0; i < count; i++) run(i);
 }
 
+// The last rows of a product have one of their own: what it multiplies may be in any other.
+constexpr int LAST_ROWS = 11;
+
 float* scratch(int which, int64_t floats) {
-  static thread_local std::vector<float> buffers[11];
+  static thread_local std::vector<float> buffers[12];
   auto& buffer = buffers[which];
   if ((int64_t)buffer.size() < floats) buffer.resize(floats);
   return buffer.data();

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from octavo_shared.messages.generation import TokenLogprobs
 from octavo_worker.engine import sampler, sequence
+from octavo_worker.engine.guides import allowed_next
 from octavo_worker.engine.logits import adjusted, logprobs_of
 
 
@@ -25,5 +26,6 @@ def choose_tokens(logits: Tensor, sequences: Sequence["sequence.Sequence"]) -> C
         return Chosen([], [], [])
     samplings = [one.request.sampling for one in sequences]
     indices = [one.num_answer_tokens for one in sequences]
-    choice = sampler.choose(adjusted(logits, sequences), samplings, indices)
+    allowed = allowed_next([one.guide for one in sequences])
+    choice = sampler.choose(adjusted(logits, sequences), samplings, indices, allowed)
     return Chosen(choice.tokens, choice.is_finite, logprobs_of(logits, samplings, choice.tokens))

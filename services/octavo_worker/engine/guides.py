@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
-from numpy.typing import NDArray
 
+from octavo_kernels.allowed import EVERYTHING, Allowed
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.guidance import grammar_of
 from octavo_shared.telemetry import log
@@ -33,13 +33,18 @@ class Guide:
         return bool(self._matcher.is_stopped())
 
 
-def allowed_next(guides: Sequence[Guide]) -> NDArray[np.int32]:
-    """Return which tokens each of ``guides``, of one base, allows next: [guides, words], a bit for each known token."""
-    masks = np.zeros((len(guides), guides[0].num_words), dtype=np.int32)
-    todo = [(guide._matcher, index) for index, guide in enumerate(guides)]
+def allowed_next(guides: Sequence[Guide | None]) -> Allowed | None:
+    """Return which tokens each row's guide, all of one base, allows next; None where no row has one."""
+    numbered = list(enumerate(guide for guide in guides if guide is not None))
+    if not numbered:
+        return None
+    words = np.zeros((len(numbered), numbered[0][1].num_words), dtype=np.int32)
+    todo = [(guide._matcher, number) for number, guide in numbered]
     # All of them at once, on all cores.
-    _executor().unsafe_compute_mask_ptr(todo, masks.ctypes.data, masks[0].nbytes, len(guides))
-    return masks
+    _executor().unsafe_compute_mask_ptr(todo, words.ctypes.data, words[0].nbytes, len(words))
+    of_row = np.full(len(guides), EVERYTHING, dtype=np.int64)
+    of_row[[i for i, guide in enumerate(guides) if guide is not None]] = range(len(words))
+    return Allowed(words, of_row)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a request wants changed in its logits before a token is chosen: biases, penalties, what a schema forbids."""
+"""What a request wants changed in its logits before a token is chosen: biases, penalties, a minimum length."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo_kernels import pointwise
 from octavo_shared.messages.generation import Sampling, TokenLogprobs
 from octavo_worker.engine import sequence
-from octavo_worker.engine.guides import allowed_next
 
 _NUM_ROWS_SCORED = 32
 
@@ -22,7 +20,6 @@ def adjusted(logits: Tensor, sequences: Sequence["sequence.Sequence"]) -> Tensor
         repetition  l[t] / p where positive, else l[t] · p, for every token t of prompt and answer
         presence    l[t] −= p, and frequency l[t] −= p · count(t), for every token t of the answer
         min_tokens  l[stop] = −inf while the answer is shorter
-        schema      l[t] = −inf for every token that the guide forbids
     A row depends on its own sequence only.
     """
     if not any(_is_changed(one) for one in sequences):
@@ -32,11 +29,6 @@ def adjusted(logits: Tensor, sequences: Sequence["sequence.Sequence"]) -> Tensor
     for row, one in zip(changed, sequences, strict=True):
         if _is_changed(one):
             _adjust(row, one)
-    guided = [(row, one.guide) for row, one in zip(changed, sequences, strict=True) if one.guide is not None]
-    if guided:
-        allowed = allowed_next([guide for _, guide in guided])
-        for (row, _), bits in zip(guided, allowed, strict=True):
-            pointwise.forbid(row, bits)
     return changed
 
 
@@ -77,7 +69,6 @@ def _is_changed(one: "sequence.Sequence") -> bool:
         or sampling.presence_penalty
         or sampling.frequency_penalty
         or _lacks_tokens(one)
-        or one.guide is not None
     )
 
 

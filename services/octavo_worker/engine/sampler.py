@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo_kernels import pointwise
+from octavo_kernels.allowed import Allowed
 from octavo_shared.messages.generation import Sampling
 
 _ROUNDS = 10
@@ -52,8 +53,12 @@ class Choice:
     is_finite: list[bool]
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]) -> Choice:
+def choose(
+    logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int], allowed: Allowed | None = None
+) -> Choice:
     """Choose one token for each row of ``logits`` [B, vocabulary]; row i is the ``indices[i]``-th of its answer.
+
+    What is not ``allowed`` counts as minus infinity. Nothing is copied for it where the likeliest are wanted.
 
     Semantics:
         temperature below 1e-6: the likeliest token, the first of equals
@@ -61,13 +66,15 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], indices: Sequence[int]
         index), over the likeliest tokens: those with p ≥ min_p · max p, at most top_k of them, and of these the
         smallest set whose mass reaches top_p of theirs
     """
-    highest, tokens = pointwise.largest(logits)
+    highest, tokens = pointwise.largest(logits, allowed)
     is_finite = torch.isfinite(highest)
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature >= _TEMPERATURE_MIN]
     if drawn:
         wanted = [samplings[i] for i in drawn]
         noise = uniform([s.seed for s in wanted], [s.choice for s in wanted], [indices[i] for i in drawn])
         scaled = logits[drawn].float() - highest[drawn, None]
+        if allowed is not None:
+            pointwise.forbid(scaled, allowed.take(drawn))
         scaled /= torch.tensor([[s.temperature] for s in wanted], device=logits.device)
         tokens = tokens.clone()
         tokens[drawn] = _draw(torch.softmax(scaled, dim=-1), wanted, torch.from_numpy(noise).to(logits.device))
