@@ -13,6 +13,7 @@ from chaos.adapters import BASE, TinyAdapter
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, OctavoError, from_refusal
+from octavo_shared.key_transport import Question
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.importing import ImportItem, ImportReport, Register
 from octavo_shared.messages.keys import Role
@@ -60,8 +61,9 @@ class IdentityCaller:
         who = self.credential
         begun = await self._ask("begin_upload", m.BeginUpload(credential=who, adapter=adapter), m.UploadBegun)
         upload_id = begun.upload_id
-        check = m.CheckUpload(credential=who, upload_id=upload_id)
-        key = (await self._ask("check_upload", check, m.UploadChecked)).key
+        question = Question()
+        check = m.CheckUpload(credential=who, upload_id=upload_id, public_key=question.public_key)
+        key = question.open((await self._ask("check_upload", check, m.UploadChecked)).sealed)
         for name, data in (("adapter_config.json", files.config), ("adapter_model.safetensors", files.weights)):
             sealed = seal(data, key, staging_context(upload_id, name))
             await self.store.write(f"staging/{upload_id}/{name}", sealed)

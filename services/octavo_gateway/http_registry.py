@@ -22,7 +22,6 @@ from octavo_shared.messages.identity import (
     AdapterInfo,
     AdapterList,
     BeginUpload,
-    CheckUpload,
     Commit,
     Credential,
     Grant,
@@ -33,7 +32,6 @@ from octavo_shared.messages.identity import (
     Revoke,
     Rollback,
     UploadBegun,
-    UploadChecked,
 )
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
 
@@ -128,13 +126,10 @@ class RegistryRoutes:
         @put("/v1/uploads/{upload_id:str}/{file_name:str}", status_code=200, request_max_body_size=None)
         async def upload(request: AnyRequest, upload_id: FromPath[str], file_name: FromPath[str]) -> UploadReply:
             """Stage one file of a push; the raw body is streamed."""
-            check = CheckUpload(credential=caller_of(request), upload_id=upload_id)
-            checked = await self._identity.call(check, UploadChecked)
+            key = await self._identity.upload_key(caller_of(request), upload_id)
             declared = request.headers.get("content-length", "0")
             declared_bytes = int(declared) if declared.isdecimal() else 0
-            size_bytes = await self._transfers.upload(
-                upload_id, file_name, request.stream(), declared_bytes, checked.key
-            )
+            size_bytes = await self._transfers.upload(upload_id, file_name, request.stream(), declared_bytes, key)
             return UploadReply(size_bytes)
 
         @post("/v1/adapters/{tenant:str}/{name:str}/revisions", status_code=200)

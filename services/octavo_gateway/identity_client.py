@@ -9,7 +9,15 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterUnavailable, Overloaded
 from octavo_shared.key_transport import KeyNotReadable, Question
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import SLOW_VERBS, VERBS, Credential, Resolution, Resolve
+from octavo_shared.messages.identity import (
+    SLOW_VERBS,
+    VERBS,
+    CheckUpload,
+    Credential,
+    Resolution,
+    Resolve,
+    UploadChecked,
+)
 from octavo_shared.messages.privacy import DataKey, Unwrap
 
 T = TypeVar("T")
@@ -39,10 +47,13 @@ class IdentityClient:
         """Return the key that a resolved adapter's packs are sealed under."""
         question = Question()
         answer = await self.call(Unwrap(adapter, question.public_key), DataKey)
-        try:
-            return question.open(answer.sealed)
-        except KeyNotReadable as error:
-            raise AdapterUnavailable("identity's answer holds no data key") from error
+        return _opened(question, answer.sealed)
+
+    async def upload_key(self, credential: Credential, upload_id: str) -> bytes:
+        """Return the key that an upload's files are sealed under; raises ``InvalidRequest`` when it is another's."""
+        question = Question()
+        check = CheckUpload(credential=credential, upload_id=upload_id, public_key=question.public_key)
+        return _opened(question, (await self.call(check, UploadChecked)).sealed)
 
     async def call(self, request: msgspec.Struct, reply: type[T]) -> T:
         """Send ``request`` to the verb of its type. Those that store a pack may take longer."""
@@ -55,3 +66,10 @@ class IdentityClient:
             return await self._bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
         finally:
             self._num_running -= 1
+
+
+def _opened(question: Question, sealed: bytes) -> bytes:
+    try:
+        return question.open(sealed)
+    except KeyNotReadable as error:
+        raise AdapterUnavailable("identity's answer holds no data key") from error

@@ -31,7 +31,7 @@ class FieldKeys:
         """
         found = {one: key for _, one in begun if (key := self.cache.get(one)) is not None}
         made = await self._keys.make_all([owner for owner in begun if owner[1] not in found])
-        found |= {adapter_id: field_key(key) for adapter_id, key in made.items()}
+        found |= {adapter_id: self.cache.get(adapter_id) or field_key(key) for adapter_id, key in made.items()}
         # A key never changes, so a copy of it will do.
         for adapter_id, copied in (await self.copy(known)).items():
             if copied is None:

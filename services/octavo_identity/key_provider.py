@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -12,6 +13,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from octavo_shared.references import TenantId
 
 _NONCE_BYTES = 12
+_CIPHERS_MAX = 4_096
+"""One per tenant. To make one takes longer than to use it."""
 
 
 class KeyUnusable(Exception):
@@ -33,13 +36,34 @@ class KeyProvider(Protocol):
 
     async def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes: ...
 
+    def close(self) -> None: ...
+
+
+class VaultPlace(msgspec.Struct, frozen=True):
+    """Where Vault is; the token is read from its file again for each connection, and when Vault refuses it.
+
+    Its policy needs ``update`` on ``<mount>/encrypt/octavo-*`` and ``<mount>/decrypt/octavo-*``, and ``create`` and
+    ``update`` on ``<mount>/keys/octavo-*``. Without a ``ca_file`` the system's authorities are trusted.
+    """
+
+    url: str
+    token_file: str
+    mount: str = "transit"
+    ca_file: str = ""
+
 
 class KeySource(msgspec.Struct, frozen=True):
-    """What a provider is made of, for another process of identity's own: ``root`` as in ``FileKeyProvider``."""
+    """What a provider is made of, also in another process of identity's own: ``vault``, or else a ``root``."""
 
-    root: bytes
+    root: bytes = b""
+    vault: VaultPlace | None = None
 
     def provider(self) -> KeyProvider:
+        if self.vault is not None:
+            # Its client takes a while to import, and most deployments have no Vault.
+            from octavo_identity.vault_provider import VaultKeyProvider
+
+            return VaultKeyProvider(self.vault)
         return FileKeyProvider(self.root)
 
 
@@ -48,6 +72,7 @@ class FileKeyProvider:
 
     def __init__(self, root: bytes) -> None:
         self._root = root
+        self._cipher = lru_cache(_CIPHERS_MAX)(self._make_cipher)
 
     def key_id(self, tenant_id: TenantId) -> str:
         return f"file/{tenant_id}"
@@ -62,5 +87,8 @@ class FileKeyProvider:
         except (InvalidTag, ValueError) as error:
             raise KeyUnusable(f"what '{key_id}' wrapped does not open") from error
 
-    def _cipher(self, key_id: str) -> AESGCM:
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def _make_cipher(self, key_id: str) -> AESGCM:
         return AESGCM(hmac.new(self._root, f"tenant key\0{key_id}".encode(), hashlib.sha256).digest())

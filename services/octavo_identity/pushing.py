@@ -20,6 +20,7 @@ from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import OfferedProvenance, Statements
 from octavo_identity.states import is_retired
 from octavo_identity.tags import check_tags, with_tags
+from octavo_identity.unwrapping import for_asker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages import identity as messages
@@ -86,7 +87,8 @@ class Pushing:
         data_key = await self._keys.read_for_upload(request.upload_id)
         if data_key is None:
             raise InvalidRequest("upload_id", "names an upload that was committed or swept")
-        return messages.UploadChecked(request.upload_id, data_key)
+        sealed = for_asker(request.public_key, data_key) if request.public_key else b""
+        return messages.UploadChecked(request.upload_id, sealed)
 
     def through(self, desk: Desk) -> Self:
         """Return the same that works with another desk."""

@@ -22,7 +22,7 @@ from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.importing import Importing
-from octavo_identity.key_provider import KeySource
+from octavo_identity.key_provider import KeySource, VaultPlace
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger
@@ -74,8 +74,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     signer = Signer(read_secret(key_file, "a seed of the ledger's key") if key_file else ids.ledger_seed())
     key_file = settings.provenance_key_file
     own_seed = read_secret(key_file, "a seed of the key for statements") if key_file else ids.provenance_seed()
-    root_file = settings.tenant_key_file
-    source = KeySource(read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root())
+    source = _key_source(settings, ids)
+    provider = source.provider()
     store = ObjectStore(settings)
     staging: Staging | None = None
     projection: Projection | None = None
@@ -89,7 +89,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 return bus.is_connected and following.is_caught_up
 
             async with probes(settings, is_ready):
-                keys = DataKeys(bus, settings.num_replicas, source.provider())
+                keys = DataKeys(bus, settings.num_replicas, provider)
                 heads = HeadStore(bus, settings.num_replicas, keys)
                 await _retry(heads.ensure_stream)
                 await _retry(lambda: check_secret(heads, ids, settings.identity_dir))
@@ -161,6 +161,15 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
         if staging is not None:
             staging.close()
         store.close()
+        provider.close()
+
+
+def _key_source(settings: IdentitySettings, ids: Ids) -> KeySource:
+    token_file, ca_file, root_file = settings.vault_token_file, settings.vault_ca_file, settings.tenant_key_file
+    if token_file is not None:
+        ca = str(ca_file) if ca_file else ""
+        return KeySource(vault=VaultPlace(settings.vault_url, str(token_file), settings.vault_mount, ca))
+    return KeySource(read_secret(root_file, "the root of tenant keys") if root_file else ids.tenant_key_root())
 
 
 def _handlers(*nouns: object) -> dict[str, Handler]:

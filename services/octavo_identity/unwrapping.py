@@ -23,14 +23,18 @@ class Unwrapping:
         Raises ``NotPermitted`` without a good one and ``AdapterErased`` when the key is gone, which the leader says.
         """
         self._tickets.check(request.adapter, wall_ms())
-        data_key = await self._keys.read(request.adapter.adapter_id)
-        try:
-            return messages.DataKey(answer_to(request.public_key, data_key))
-        except KeyNotReadable:
-            raise InvalidRequest("public_key", "must be an X25519 public key") from None
+        return messages.DataKey(for_asker(request.public_key, await self._keys.read(request.adapter.adapter_id)))
 
     async def erasures(self, request: messages.ErasuresSince) -> messages.Erasures:
         """Return which adapters were erased, in the order in which they were."""
         if request.after is not None and not 0 <= request.after <= _SEQUENCE_MAX:
             raise InvalidRequest("after", f"must be 0 to {_SEQUENCE_MAX}")
         return await self._keys.erasures(request.after)
+
+
+def for_asker(public_key: bytes, data_key: bytes) -> bytes:
+    """Return ``data_key`` sealed for whoever asked with ``public_key``; raises ``InvalidRequest`` when that is none."""
+    try:
+        return answer_to(public_key, data_key)
+    except KeyNotReadable:
+        raise InvalidRequest("public_key", "must be an X25519 public key") from None

@@ -117,11 +117,11 @@ async def _run() -> None:
     parent = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin.buffer)
     start = msgspec.msgpack.decode(await read_frame(parent.readexactly), type=Start)
-    catalogue = Catalogue(Path(start.path))
+    catalogue, provider = Catalogue(Path(start.path)), start.keys.provider()
     try:
         credentials = read_credentials(BusRole.IDENTITY, start.seed_file)
         async with Bus(start.nats_url, "identity-view", credentials=credentials) as bus:
-            maker = _Maker(catalogue, HeadStore(bus, 1, DataKeys(bus, 1, start.keys.provider())))
+            maker = _Maker(catalogue, HeadStore(bus, 1, DataKeys(bus, 1, provider)))
             while True:
                 try:
                     data = await read_frame(parent.readexactly)
@@ -131,6 +131,7 @@ async def _run() -> None:
                 sys.stdout.buffer.write(frame(answer))
                 sys.stdout.buffer.flush()
     finally:
+        provider.close()
         catalogue.close()
 
 

@@ -62,9 +62,9 @@ async def test_what_is_stored_is_sealed_and_opens_with_the_adapters_key_alone(ad
 async def test_uploads_are_staged_under_a_key_that_goes_with_them(admin: Client) -> None:
     alice = await admin.new_key("home", "alice")
     upload_id = await alice.stage("home/diary")
-    key = (await alice.ask("check_upload", upload_id=upload_id)).key
-    assert (await alice.ask("check_upload", upload_id=upload_id)).key == key
-    assert key != (await alice.ask("check_upload", upload_id=await alice.stage("home/diary"))).key
+    key = await alice.upload_key(upload_id)
+    assert await alice.upload_key(upload_id) == key
+    assert key != await alice.upload_key(await alice.stage("home/diary"))
     name = "adapter_config.json"
     sealed = await admin.store.read(f"staging/{upload_id}/{name}")
     # A file that was put there by somebody else, or that was another one, makes no revision.
@@ -77,6 +77,22 @@ async def test_uploads_are_staged_under_a_key_that_goes_with_them(admin: Client)
     await alice.ask("commit", **fields | {"upload_id": upload_id, "served_base": await _base(alice)})
     with pytest.raises(InvalidRequest, match="committed"):
         await alice.ask("check_upload", upload_id=upload_id)
+
+
+async def test_an_uploads_key_is_read_by_its_asker_only(admin: Client) -> None:
+    alice = await admin.new_key("home", "alice")
+    upload_id = await alice.stage("home/diary")
+    key = await alice.upload_key(upload_id)
+    question, other = Question(), Question()
+    answer = await alice.ask("check_upload", upload_id=upload_id, public_key=question.public_key)
+    assert key not in msgspec.msgpack.encode(answer)
+    assert question.open(answer.sealed) == key
+    with pytest.raises(KeyNotReadable):
+        other.open(answer.sealed)
+    # Whoever only asks whether the upload is theirs is told no key; a key that is none is refused.
+    assert (await alice.ask("check_upload", upload_id=upload_id)).sealed == b""
+    with pytest.raises(InvalidRequest, match="public_key"):
+        await alice.ask("check_upload", upload_id=upload_id, public_key=bytes(31))
 
 
 async def _base(client: Client) -> str:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -58,11 +59,11 @@ class ErasureWorld:
 
 
 @asynccontextmanager
-async def erasure_world(settings: StoreSettings, folder: Path) -> AsyncIterator[ErasureWorld]:
-    """Run a NATS of one's own and identity; the S3 of ``settings`` may be shared."""
+async def erasure_world(settings: StoreSettings, folder: Path, **own: Any) -> AsyncIterator[ErasureWorld]:
+    """Run a NATS of one's own and identity, with settings of its ``own``; the S3 of ``settings`` may be shared."""
     async with own_nats(folder / "nats") as nats:
         settings = msgspec.structs.replace(settings, nats_url=nats.url)
-        async with identity(settings, folder / "identity") as admin:
+        async with identity(settings, folder / "identity", **own) as admin:
             for tenant in ("home", "away"):
                 await admin.ask("create_tenant", tenant=tenant)
             alice = await admin.new_key("home", "alice", Role.OWNER)

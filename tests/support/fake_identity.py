@@ -148,10 +148,10 @@ class FakeIdentity:
                 return HistoryList((HistoryEntry("committed", principal, 1, 1, ""),))
             case BeginUpload():
                 return UploadBegun(UPLOAD_ID, 1 << 40)
-            case CheckUpload(upload_id=upload_id):
+            case CheckUpload(upload_id=upload_id, public_key=public_key):
                 if upload_id != UPLOAD_ID:
                     raise InvalidRequest("upload_id", "was not issued to this principal")
-                return UploadChecked(upload_id, key_for(upload_id))
+                return UploadChecked(upload_id, answer_to(public_key, key_for(upload_id)))
             case CreateTenant(tenant=name):
                 return TenantCreated(name)
             case IssueKey():

@@ -88,11 +88,18 @@ class Client:
     async def stage(self, adapter: str, seed: int = 0, config: bytes | None = None) -> str:
         begun = await self.ask("begin_upload", adapter=adapter)
         folder = f"staging/{begun.upload_id}"
-        key = (await self.ask("check_upload", upload_id=begun.upload_id)).key
+        key = await self.upload_key(begun.upload_id)
         files = {"adapter_config.json": config or config_json(), "adapter_model.safetensors": tiny_weights(seed)}
         for name, content in files.items():
             await self.store.write(f"{folder}/{name}", seal(content, key, staging_context(begun.upload_id, name)))
         return str(begun.upload_id)
+
+    async def upload_key(self, upload_id: str) -> bytes:
+        """Return the key that a gateway would seal an upload's files under."""
+        question = Question()
+        return question.open(
+            (await self.ask("check_upload", upload_id=upload_id, public_key=question.public_key)).sealed
+        )
 
     async def pack_of(self, adapter: AdapterHandle) -> bytes:
         """Return a pack from object storage, opened as a worker opens it."""
@@ -120,10 +127,11 @@ class Client:
 
 
 @asynccontextmanager
-async def identity(settings: StoreSettings, folder: Path) -> AsyncIterator[Client]:
-    """Run identity in this process and yield its admin."""
+async def identity(settings: StoreSettings, folder: Path, **fields: Any) -> AsyncIterator[Client]:
+    """Run identity, with further settings, in this process and yield its admin."""
     stop = asyncio.Event()
-    own = IdentitySettings(**msgspec.structs.asdict(settings), identity_dir=folder, admin_key_file=folder / "admin_key")
+    fields = msgspec.structs.asdict(settings) | fields
+    own = IdentitySettings(**fields, identity_dir=folder, admin_key_file=folder / "admin_key")
     store = ObjectStore(settings)
     task = asyncio.create_task(serve(own, stop))
     try:

@@ -103,16 +103,23 @@ class UploadBegun(msgspec.Struct, frozen=True):
 
 
 class CheckUpload(Request, frozen=True, kw_only=True):
-    """Ask whether ``upload_id`` was issued to the caller and is still young enough; asked before bytes are staged."""
+    """Ask whether ``upload_id`` was issued to the caller and is still young enough; asked before bytes are staged.
+
+    ``public_key`` (X25519) is made for this one question; without it no key comes back.
+    """
 
     upload_id: str
+    public_key: bytes = b""
 
 
 class UploadChecked(msgspec.Struct, frozen=True):
-    """It was, and its files are sealed under ``key``. The refusal is ``InvalidRequest``."""
+    """It was, and ``sealed`` holds the key of its files, for the asker (see ``key_transport``).
+
+    The refusal is ``InvalidRequest``.
+    """
 
     upload_id: str
-    key: bytes = b""
+    sealed: bytes = b""
 
 
 class Commit(Write, frozen=True, kw_only=True):
