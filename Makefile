@@ -9,7 +9,8 @@ PEERS_STAMP := .venv-peers/.octavo-setup
 # As a worker is run: its threads sleep soon at a barrier, because they may share their cores.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help setup base demo up test test-unit check bench-engine bench-sealing bench-signing bench-peers bench-registry chaos-registry
+.PHONY: help setup base demo up test test-unit check bench-engine bench-sealing bench-signing bench-peers bench-registry \
+	chaos-partition chaos-registry
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -61,6 +62,9 @@ bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CP
 
 bench-registry: $(STAMP)  ## a million adapters in a real registry; about fifteen minutes and 8 GB of disk
 	@$(BIN)/python -m bench.registry
+
+chaos-partition: $(STAMP)  ## how late a revocation may be for whoever reaches only a leader that is cut off; four minutes
+	@$(BIN)/python -m chaos.partition
 
 chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; about five minutes
 	@$(BIN)/python -m chaos.registry
