@@ -83,7 +83,7 @@ async def test_the_old_owner_keeps_what_was_granted(alice: Client, bob: Client, 
     await alice.ask("transfer", adapter=DIARY, owner="bob@home")
     await alice.push(DIARY, 2)
     for verb, fields in (("retire", {"number": 1}), ("grant", {"principal": "eve@away"}), ("erase", {}),
-                         ("transfer", {"owner": "alice@home"})):  # fmt: skip
+                         ("transfer", {"owner": "alice@home"}), ("transfer", {"owner": "carol@home"})):  # fmt: skip
         with pytest.raises(NotPermitted):
             await alice.ask(verb, adapter=DIARY, **fields)
     assert ("transferred", "alice@home", "alice@home -> bob@home") in await kinds(alice)
