@@ -180,7 +180,7 @@ async def test_a_store_that_lies_is_told_from_what_is_remembered(audited: Audite
 
 
 async def test_what_a_leader_shows_that_was_deposed_is_asked_again_before_it_is_believed(audited: Audited) -> None:
-    behind = Showing.of(audited, dict.fromkeys(range(18, 21)))
+    behind = Showing.of(audited, dict.fromkeys(range(1, 21)))
     behind.honest_after = 20
     assert await audited.found(audited.other(behind)) == []
     assert behind.num_reads > 20
@@ -196,9 +196,37 @@ async def test_what_is_found_is_shown_until_a_whole_round_does_not_find_it(audit
     assert (auditor.state.findings, auditor.state.num_findings) == ((), 0)
 
 
-async def test_a_stream_that_was_made_again_with_another_event_contradicts_its_roots(audited: Audited) -> None:
+class Stopping(Showing):
+    """Shows nothing behind event 12, for ever."""
+
+    async def read_what_is_left(self, first: int, last: int) -> list[LedgerEvent]:
+        if first > 12:
+            await asyncio.Event().wait()
+        return await super().read_what_is_left(first, last)
+
+
+async def stop_at_12(audited: Audited, changed: dict[int, LedgerEvent | None]) -> Auditor:
+    """Return an audit in the middle of its round."""
+    heads = Stopping.of(audited, changed)
+    auditor = Auditor(heads, audited.one.projection, audited.checkpoints, SIGNER.verifier, 60)
+    running = asyncio.create_task(auditor.run())
+    async with asyncio.timeout(10):
+        while auditor.state.position < 12:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await auditor._keep(is_due=True)
+    return auditor
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_a_stream_that_was_made_again_with_another_event_contradicts_its_roots(
+    is_begun: bool, audited: Audited
+) -> None:
     events = [await event_at(audited, sequence) for sequence in range(1, 21)]
     events[6] = events[5]
+    if is_begun:
+        audited.auditor = await stop_at_12(audited, {})
+        audited.auditor._heads = audited.one.heads
     await audited.bus.jetstream.delete_stream(subjects.REGISTRY_STREAM)
     await audited.one.heads.ensure_stream()
     for event in events:
@@ -253,20 +281,8 @@ async def test_the_oldest_checkpoints_may_go_when_there_are_too_many_and_only_th
 
 
 async def test_an_audit_goes_on_after_a_restart_where_it_was(audited: Audited, tmp_path: Path) -> None:
-    class Stopping(Showing):
-        async def read_what_is_left(self, first: int, last: int) -> list[LedgerEvent]:
-            if first > 12:
-                await asyncio.Event().wait()
-            return await super().read_what_is_left(first, last)
-
     (path,) = (tmp_path / "identity").glob("*.sqlite")
-    auditor = Auditor(Stopping.of(audited, {3: None}), audited.one.projection, audited.checkpoints, SIGNER.verifier, 60)
-    running = asyncio.create_task(auditor.run())
-    async with asyncio.timeout(10):
-        while auditor.state.position < 12:
-            await asyncio.sleep(0.01)
-    await auditor._keep(is_due=True)
-    running.cancel()
+    await stop_at_12(audited, {3: None})
     audited.one.projection.close()
     audited.one.projection = Projection(path)
     audited.one.desk.projection = audited.one.projection
