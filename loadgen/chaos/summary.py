@@ -39,6 +39,12 @@ class Summary:
         return sum(one.outcome is Outcome.OK and not isinstance(one.call, Resolve) for one in operations)
 
     @property
+    def acknowledged_by_call(self) -> Mapping[str, int]:
+        """How many calls of each kind were acknowledged."""
+        calls = (one.call for one in self.result.record.operations if one.outcome is Outcome.OK)
+        return dict(sorted(Counter(type(call).__name__.lower() for call in calls).items()))
+
+    @property
     def targets(self) -> list[Target]:
         """What must hold."""
         counted = (Kind.LOST, Kind.FORKED, Kind.DUPLICATE)
@@ -104,6 +110,7 @@ class Summary:
         return {
             "operations_acknowledged": outcomes[Outcome.OK],
             "writes_acknowledged": self.num_writes,
+            "acknowledged_by_call": self.acknowledged_by_call,
             "operations_failed": outcomes[Outcome.FAIL],
             "operations_unknown": outcomes[Outcome.UNKNOWN],
             "reads_unanswered": result.record.num_unanswered_reads,

@@ -17,8 +17,8 @@ _WEIGHTS = {
     "unalias": 2, "retire": 1, "push": 5, "import": 1,
 }  # fmt: skip
 """Most are cheap verbs: a push costs several trips to the object store."""
-_OWN_SHARE = 0.05
-_ERASE_SHARE = 0.2
+_OWN_SHARE = 0.08
+_ERASE_SHARE = 0.3
 _READ_OWN_SHARE = 0.05
 IMPORTED_MAX = 4
 

@@ -19,5 +19,7 @@ def test_a_replicated_registry_loses_forks_and_repeats_nothing_under_faults() ->
     assert (line["lost"], line["forked"], line["duplicates"]) == (0, 0, 0)
     assert (line["replicas_compared"], line["seed"]) == (3, SEED)
     assert line["packs_compared"] > 0
+    assert line["erasures_compared"] > 0
+    assert line["acknowledged_by_call"]["import"] > 0
     assert line["roots_compared"] > 0
     assert line["recovery_max_s"] <= 25
