@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import Result
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -19,13 +20,16 @@ from octavo_cli.main import app
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.signed_push import Pushed, Signing
 from octavo_cli.signing_key import read_key
+from octavo_identity.heads import HeadStore
+from octavo_identity.records import RegistryEvent
+from octavo_shared import dsse
 from octavo_shared.config import StoreSettings
-from octavo_shared.dsse import Envelope
+from octavo_shared.dsse import Envelope, Signer
 from octavo_shared.messages.identity import UploadBegun
 from octavo_shared.provenance import Facts
 from support.adapters import write_adapter
 from support.command_world import pushing_world
-from support.identity_rig import Client
+from support.identity_rig import Client, credential
 
 FACTS = {
     "data": {"digest": "sha256:" + "4" * 64, "rows": 1200},
@@ -84,6 +88,12 @@ class Person:
 async def person(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[Person]:
     async with pushing_world(store_settings, tmp_path) as (alice, key, url):
         yield Person(alice, key, url, tmp_path)
+
+
+async def signed_root_of(admin: Client, sequence: int) -> None:
+    """Return when there is a signed root that covers the event; asking waits for one."""
+    async with asyncio.timeout(10):
+        await admin.ask("audit", first=sequence)
 
 
 def json_in(said: str) -> str:
@@ -185,6 +195,32 @@ async def test_the_registry_refuses_what_a_client_that_does_not_look_signs(perso
 
     with pytest.raises(Exception, match=r"signatures\[0\].keyid' is of no key that is trusted here"):
         await asyncio.to_thread(push)
+
+
+async def test_an_audit_reports_a_statement_that_does_not_verify(person: Person) -> None:
+    await person.register()
+    await person.said("push", "home/diary", person.adapter(1), "--signing-key", person.signing_key)
+    admin = (person.folder / "identity" / "admin_key").read_text()
+    auditor = Person(person.alice, admin, person.url, person.folder)
+    client = Client(person.alice.bus, person.alice.store, credential(admin))
+    heads = HeadStore(person.alice.bus, 1)
+    last = (await heads.state()).last_sequence
+    await signed_root_of(client, last)
+    assert "statements: 1 signed by their people and the registry, 0 by the registry alone, 0 bad" in (
+        await auditor.said("verify", "--all")
+    )
+    # A registry that went wrong writes what nobody's key has signed; the ledger itself is sound.
+    (stored,) = await heads.read_range(last, last)
+    event = msgspec.msgpack.decode(stored.data, type=RegistryEvent)
+    payload = dsse.decode(event.statement).data
+    forged = dsse.encode(dsse.sign(dsse.STATEMENT_TYPE, payload, Signer(bytes([9]) * 32)))
+    bad = msgspec.structs.replace(event, previous_sequence=last, statement=forged)
+    sequence = await heads.append(stored.subject, bad)
+    await signed_root_of(client, sequence)
+    result = await auditor.octavo("verify", "--all")
+    assert f"event {sequence}: the statement of home/diary@1 does not verify" in result.output
+    assert "none is changed, missing or out of place" in result.output
+    assert "1 revisions or evaluations have a statement that does not verify" in str(result.exception)
 
 
 async def test_a_push_that_was_overtaken_is_signed_again_on_the_new_parent(person: Person) -> None:
