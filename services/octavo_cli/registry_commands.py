@@ -55,7 +55,8 @@ def push(target: Target, adapter: str, folder: Path, wanted: Wanted, signing: Si
         if signing is None:
             info = client.push(adapter, config, weights, **wanted._asdict(), progress=advance)
         else:
-            pushed = Pushed(parse_reference(adapter, "adapter").name, config, weights, wanted.dtype, signing)
+            name = parse_reference(adapter, "adapter").name
+            pushed = Pushed(name, config, weights, declared, wanted.dtype, signing)
             info = client.push_signed(adapter, config, weights, pushed.sign, **wanted._asdict(), progress=advance)
     latest = info.latest
     Console().print(

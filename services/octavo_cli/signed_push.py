@@ -12,12 +12,12 @@ from octavo_cli.signing_key import VARIABLE, read_key
 from octavo_shared import dsse, provenance
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, Signer
-from octavo_shared.errors import AdapterRefused
+from octavo_shared.errors import AdapterRefused, BaseMismatch
 from octavo_shared.lora_config import parse_lora_config
 from octavo_shared.messages.identity import Revision, UploadBegun
 from octavo_shared.pack import build_pack, digest_of
 from octavo_shared.provenance import Facts, Made
-from octavo_shared.references import Digest, Fingerprint, parse_reference
+from octavo_shared.references import DIGEST_PATTERN, Digest, Fingerprint, parse_reference
 from octavo_shared.safetensors_form import RawTensor, read_tensors
 
 _SIDES = (".lora_A.weight", ".lora_B.weight")
@@ -72,6 +72,7 @@ class Pushed:
     adapter: str
     config: Path
     weights: Path
+    base: str | None
     dtype: str | None
     signing: Signing
     _made: Made | None = None
@@ -80,10 +81,13 @@ class Pushed:
         """Return the statement about a push, signed.
 
         Digest, rank and alpha are of the files; base and parent are those that the gateway said. Raises
-        ``AdapterRefused`` and ``ProvenanceRefused``.
+        ``AdapterRefused``, ``ProvenanceRefused``, and ``BaseMismatch`` when it said another base than a fingerprint
+        that the pusher gave.
         """
         if begun.base is None:
             raise ClientError("no_base", "which base this adapter is for is not clear: name it by --base", 0)
+        if self.base is not None and DIGEST_PATTERN.match(self.base) and self.base != begun.base:
+            raise BaseMismatch(adapter_base=Fingerprint(self.base), served_base=begun.base)
         if self._made is None or self._made.base != begun.base:
             self._made = self._make(begun.base)
         made = Made(

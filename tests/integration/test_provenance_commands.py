@@ -170,6 +170,8 @@ async def test_a_key_that_may_not_sign_is_refused_by_name_and_nothing_is_pushed(
     assert "hyperparameters.rank' is '8'" in await person.refused(*push, "--provenance", facts, *signed)
     facts = person.facts(data={"rows": 1})
     assert "'provenance.data'" in await person.refused(*push, "--provenance", facts, *signed)
+    other_base = "sha256:" + "9" * 64
+    assert other_base in await person.refused(*push, "--base", other_base, *signed)
     Path(person.signing_key).chmod(0o640)
     assert "chmod 600" in await person.refused(*push, *signed)
     Path(person.signing_key).chmod(0o600)
@@ -187,7 +189,7 @@ async def test_the_registry_refuses_what_a_client_that_does_not_look_signs(perso
     await person.alice.ask("revoke_signer", key_id=signer.key_id)
     folder = Path(person.adapter(1))
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    pushed = Pushed("home/diary", config, weights, None, Signing(signer, Facts()))
+    pushed = Pushed("home/diary", config, weights, None, None, Signing(signer, Facts()))
 
     def push() -> None:
         with ProvenanceClient(person.url, person.key) as client:
@@ -228,7 +230,7 @@ async def test_a_push_that_was_overtaken_is_signed_again_on_the_new_parent(perso
     folder = Path(person.adapter(1))
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     signing = Signing(read_key(Path(person.signing_key)), Facts())
-    pushed = Pushed("home/diary", config, weights, None, signing)
+    pushed = Pushed("home/diary", config, weights, None, None, signing)
     loop = asyncio.get_running_loop()
     parents: list[str | None] = []
 
