@@ -213,7 +213,9 @@ class Client:
         """Get a place for two files, and what is known of their push: by whom, on which parent and base."""
         return self._call("POST", "/v1/uploads", UploadBegun, {"adapter": adapter, "base": base})
 
-    def send(self, upload: UploadBegun, config: Path, weights: Path, progress: Progress) -> None:
+    def send(
+        self, upload: UploadBegun, config: Path, weights: Path, progress: Progress = lambda done, total: None
+    ) -> None:
         """Upload two files."""
         files = ((_CONFIG, config), (_WEIGHTS, weights))
         sizes_bytes = [path.stat().st_size for _, path in files]

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from octavo_cli.answers import ClientError
-from octavo_cli.client import Client
 from octavo_cli.import_source import Source, chunks_of, sources_of
 from octavo_cli.options import Gateway, Key
+from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.registry_commands import adapter_files
+from octavo_cli.signed_push import Pushed, Signing, check_registered, read_facts
+from octavo_cli.signing_key import VARIABLE, SigningKey, read_key
+from octavo_shared.dsse import Signer
+from octavo_shared.errors import OctavoError
 from octavo_shared.messages.importing import ImportOutcome, ImportState
 
 _UPLOADS_MAX = 3
@@ -27,8 +32,9 @@ Item = dict[str, object]
 class Importer:
     """Imports chunk by chunk and counts what became of the adapters; ``say`` is told what was refused."""
 
-    client: Client
+    client: ProvenanceClient
     say: Callable[[str], None]
+    signer: Signer | None = None
     counts: Counter[ImportState] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
 
@@ -71,14 +77,31 @@ class Importer:
     def _stage(self, one: tuple[Source, Item]) -> tuple[Source, Item | None]:
         source, item = one
         try:
-            upload = self.client.stage(source.line.adapter, *adapter_files(source.folder))
+            return source, item | self._upload(source)
+        except OctavoError as error:
+            # What keeps it from being signed is found here, before anything of it is sent.
+            self._refuse(source, f"{error.message} ({error.code})")
+            return source, None
+        except OSError as error:
+            self._refuse(source, str(error))
+            return source, None
         except ClientError as error:
             # Whatever the gateway says of this adapter is its own affair. Without an answer nothing else goes either.
             if not 400 <= error.status < 500 or error.status in (401, 429):
                 raise
             self._refuse(source, f"{error.message} ({error.code})")
             return source, None
-        return source, item | {"upload_id": upload.upload_id}
+
+    def _upload(self, source: Source) -> Item:
+        """Upload an adapter, and sign for it when there is a key; returns what that adds to its item."""
+        line, files = source.line, adapter_files(source.folder)
+        if self.signer is None:
+            return {"upload_id": self.client.stage(line.adapter, *files).upload_id}
+        signing = Signing(self.signer, read_facts(source.facts))
+        upload = self.client.begin_upload(line.adapter, source.base)
+        statement = Pushed(line.adapter, *files, source.base, line.dtype, signing).sign(upload)
+        self.client.send(upload, *files)
+        return {"upload_id": upload.upload_id, "statement": msgspec.to_builtins(statement)}
 
     def _refuse(self, source: Source, problem: str) -> None:
         self.counts[ImportState.REFUSED] += 1
@@ -90,6 +113,7 @@ def import_adapters(
     gateway: Gateway,
     key: Key,
     tenant: Annotated[str, typer.Option(help="whose adapters they become where no manifest says it")] = "",
+    signing_key: SigningKey = None,
 ) -> None:
     """Register many adapters; the same command again does only what is left.
 
@@ -97,13 +121,20 @@ def import_adapters(
     is called MANIFEST.jsonl.
     """
     sources = sources_of(path, tenant)
+    signer = read_key(signing_key) if signing_key is not None else None
+    if signer is None and any(source.facts for source in sources):
+        raise ClientError("usage", f"the manifest names provenance, which is signed: name a key by {VARIABLE}", 0)
     console = Console(stderr=True)
     columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Client(gateway, key) as client,
+        ProvenanceClient(gateway, key) as client,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
     ):
-        importer = Importer(client, lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False))
+        if signer is not None:
+            check_registered(client, signer)
+        importer = Importer(
+            client, lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False), signer
+        )  # fmt: skip
         task = bar.add_task("importing", total=len(sources))
         with ThreadPoolExecutor(_UPLOADS_MAX, thread_name_prefix="import") as pool:
             try:

@@ -20,7 +20,10 @@ _CHUNK_BYTES_MAX = 64 * 1024 * 1024
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a manifest: ``path`` is a PEFT directory, relative to the manifest. ``alias`` null: a draft."""
+    """One line of a manifest: ``path`` is a PEFT directory, relative to the manifest. ``alias`` null: a draft.
+
+    ``provenance`` is a file, relative to the manifest, as ``octavo push --provenance`` takes it.
+    """
 
     adapter: str
     path: str
@@ -29,6 +32,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alias: str | None = SERVING
     dtype: str | None = None
     base: str | None = None
+    provenance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,19 @@ class Source:
 
     line: Line
     folder: Path
+    facts: Path | None = None
+
+    @property
+    def base(self) -> str | None:
+        """What it was trained on, if line or directory say so."""
+        return self.line.base if self.line.base is not None else noted_base(self.folder)
 
     def item(self) -> dict[str, object]:
         """Return the item to register, with a key that stays the same while files and line do; reads the files."""
         line, files = self.line, adapter_files(self.folder)
-        base = line.base if line.base is not None else noted_base(self.folder)
         item: dict[str, object] = {
             "adapter": line.adapter, "note": line.note, "tags": list(line.tags), "alias": line.alias,
-            "dtype": line.dtype, "base": base,
+            "dtype": line.dtype, "base": self.base,
         }  # fmt: skip
         told = hashlib.sha256(json.dumps(item, sort_keys=True).encode())
         for path in files:
@@ -69,7 +78,11 @@ def sources_of(path: Path, tenant: str) -> list[Source]:
     """
     manifest = path / MANIFEST if path.is_dir() else path
     if manifest.is_file():
-        found = [Source(line, manifest.parent / line.path) for line in _lines(manifest)]
+        near = manifest.parent
+        found = [
+            Source(line, near / line.path, near / line.provenance if line.provenance else None)
+            for line in _lines(manifest)
+        ]
     else:
         folders = sorted(config.parent for config in path.glob("*/adapter_config.json"))
         if folders and not tenant:

@@ -47,7 +47,7 @@ def show_provenance(
     if is_json:
         typer.echo(dsse.encode(found.envelope))
     else:
-        _show(found)
+        show(found)
     if wrong := problems(found):
         raise ClientError("not_verified", "; ".join(wrong), 0)
 
@@ -59,7 +59,8 @@ def problems(found: Provenance) -> list[str]:
     return problems_of(found.envelope, found.signers, found.actor, lambda payload: first_difference(payload, true))
 
 
-def _show(found: Provenance) -> None:
+def show(found: Provenance) -> None:
+    """Print what a revision's statement says, and of each signature whether it verifies."""
     assert found.envelope is not None
     typer.echo(f"{found.name}@{found.number}  {found.digest}  {found.state}")
     for what, told in _told(_statement(found)):

@@ -40,11 +40,15 @@ def signing_of(key: Path | None, facts: Path | None) -> Signing | None:
                 "`octavo signer new` makes one", 0,
             )  # fmt: skip
         return None
-    said = Facts()
-    if facts is not None:
-        with facts.open("rb") as file:
-            said = provenance.parse_facts(file.read(provenance.FACTS_BYTES_MAX + 1))
-    return Signing(read_key(key), said)
+    return Signing(read_key(key), read_facts(facts))
+
+
+def read_facts(path: Path | None) -> Facts:
+    """Return what a file of ``--provenance`` says; without one, nothing."""
+    if path is None:
+        return Facts()
+    with path.open("rb") as file:
+        return provenance.parse_facts(file.read(provenance.FACTS_BYTES_MAX + 1))
 
 
 def check_registered(client: ProvenanceClient, signer: Signer) -> None:

@@ -12,6 +12,7 @@ from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_registry import caller_of, declared_base, served_base
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
+from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.importing import IMPORT_ITEMS_MAX, ImportItem, ImportReport, Register
 from octavo_shared.references import SERVING
@@ -20,7 +21,10 @@ _KEY_CHARS_MAX = 128
 
 
 class ImportItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One adapter. ``key`` is its idempotency key; without an ``upload_id`` it is only asked whether it is there."""
+    """One adapter. ``key`` is its idempotency key; without an ``upload_id`` it is only asked whether it is there.
+
+    ``statement`` as in ``RevisionBody``.
+    """
 
     adapter: str
     key: str
@@ -30,6 +34,7 @@ class ImportItemBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
     alias: str | None = SERVING
     tags: tuple[str, ...] = ()
+    statement: Envelope | None = None
 
 
 class ImportBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,5 +67,5 @@ class ImportRoutes:
         declared = declared_base(self._fleet, body.base)
         return ImportItem(
             body.adapter, body.key, served_base(self._fleet, declared), body.upload_id, declared, body.dtype,
-            body.note, body.alias, body.tags,
+            body.note, body.alias, body.tags, body.statement,
         )  # fmt: skip

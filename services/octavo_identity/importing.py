@@ -75,7 +75,7 @@ async def _commit(pushing: Pushing, credential: Credential, item: ImportItem) ->
     commit = Commit(
         credential=credential, idempotency_key=item.idempotency_key, adapter=item.adapter, upload_id=item.upload_id,
         served_base=item.served_base, declared_base=item.declared_base, dtype=item.dtype, note=item.note,
-        alias=item.alias, tags=item.tags, is_import=True,
+        alias=item.alias, tags=item.tags, is_import=True, statement=item.statement,
     )  # fmt: skip
     committed = await pushing.commit_once(commit)
     return msgspec.structs.replace(_outcome(item, committed), warnings=await pushing.warnings(committed))

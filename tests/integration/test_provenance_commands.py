@@ -21,7 +21,7 @@ from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.signed_push import Pushed, Signing
 from octavo_cli.signing_key import read_key
 from octavo_identity.heads import HeadStore
-from octavo_identity.records import RegistryEvent
+from octavo_identity.ids import Ids, load_secret
 from octavo_shared import dsse
 from octavo_shared.config import StoreSettings
 from octavo_shared.dsse import Envelope, Signer
@@ -29,7 +29,7 @@ from octavo_shared.messages.identity import UploadBegun
 from octavo_shared.provenance import Facts
 from support.adapters import write_adapter
 from support.command_world import pushing_world
-from support.identity_rig import Client, credential
+from support.identity_rig import Client, credential, data_keys
 
 FACTS = {
     "data": {"digest": "sha256:" + "4" * 64, "rows": 1200},
@@ -199,13 +199,44 @@ async def test_the_registry_refuses_what_a_client_that_does_not_look_signs(perso
         await asyncio.to_thread(push)
 
 
+async def test_an_import_is_signed_and_what_cannot_be_signed_is_refused_alone(person: Person) -> None:
+    many = person.folder / "many"
+    for number in range(3):
+        write_adapter(many / f"a{number}", number)
+    person.facts()
+    bad = many / "bad.json"
+    bad.write_text('{"hyperparameters": {"alpha": 1}}')
+    lines = [
+        {"adapter": "home/a0", "path": "a0", "provenance": "../facts.json"},
+        {"adapter": "home/a1", "path": "a1", "dtype": "bf16"},
+        {"adapter": "home/a2", "path": "a2", "provenance": "bad.json"},
+    ]
+    (many / "MANIFEST.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "the manifest names provenance" in await person.refused("import", str(many))
+    await person.said("signer", "new", person.signing_key)
+    signed = ("import", str(many), "--signing-key", person.signing_key)
+    assert "is not registered as yours" in await person.refused(*signed)
+    await person.said("signer", "add", person.signing_key)
+    result = await person.octavo(*signed)
+    assert "2 imported, 0 were there already, 1 refused" in result.output
+    assert "home/a2: the statement's 'predicate.hyperparameters.alpha' is '1'" in result.output
+    for name, words in (("home/a0", "1200 rows"), ("home/a1", "rank 4")):
+        shown = await person.said("provenance", name)
+        assert shown.count(": verifies") == 2
+        assert words in shown
+    bad.unlink()
+    (many / "MANIFEST.jsonl").write_text("\n".join(map(json.dumps, lines[:2])))
+    assert "0 imported, 2 were there already, 0 refused" in await person.said(*signed)
+
+
 async def test_an_audit_reports_a_statement_that_does_not_verify(person: Person) -> None:
     await person.register()
     await person.said("push", "home/diary", person.adapter(1), "--signing-key", person.signing_key)
     admin = (person.folder / "identity" / "admin_key").read_text()
     auditor = Person(person.alice, admin, person.url, person.folder)
     client = Client(person.alice.bus, person.alice.store, credential(admin))
-    heads = HeadStore(person.alice.bus, 1)
+    keys = data_keys(person.alice.bus, Ids(load_secret(person.folder / "identity")))
+    heads = HeadStore(person.alice.bus, 1, keys)
     last = (await heads.state()).last_sequence
     await signed_root_of(client, last)
     assert "statements: 1 signed by their people and the registry, 0 by the registry alone, 0 bad" in (
@@ -213,7 +244,8 @@ async def test_an_audit_reports_a_statement_that_does_not_verify(person: Person)
     )
     # A registry that went wrong writes what nobody's key has signed; the ledger itself is sound.
     (stored,) = await heads.read_range(last, last)
-    event = msgspec.msgpack.decode(stored.data, type=RegistryEvent)
+    event = await heads.read_at(last)
+    assert event is not None
     payload = dsse.decode(event.statement).data
     forged = dsse.encode(dsse.sign(dsse.STATEMENT_TYPE, payload, Signer(bytes([9]) * 32)))
     bad = msgspec.structs.replace(event, previous_sequence=last, statement=forged)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from octavo_cli.lineage_graph import GraphForm, draw
-from octavo_cli.provenance_commands import problems
+from octavo_cli.provenance_commands import problems, show
 from octavo_shared import dsse, provenance
 from octavo_shared.dsse import Signer
 from octavo_shared.errors import InvalidRequest
@@ -81,6 +81,15 @@ def test_of_every_flipped_bit_in_what_is_shown_something_is_said() -> None:
             assert problems(msgspec.structs.replace(good, envelope=envelope)), f"bit {bit}"
         except InvalidRequest:
             continue
+
+
+def test_nothing_that_a_pusher_writes_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = provenance.parse_facts(b'{"trainer": {"name": "\\u001b[31mpeft\\n\\u0007", "version": "1"}}')
+    envelope = dsse.sign(dsse.STATEMENT_TYPE, provenance.build(MADE, 0, facts), PUSHER)
+    show(found(PUSHER, REGISTRY, envelope=envelope))
+    said = capsys.readouterr().out
+    assert "?[31mpeft?? 1" in said
+    assert "\x1b" not in said
 
 
 def node(number: int, parent: str = "", **changed: Any) -> LineageNode:

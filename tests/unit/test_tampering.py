@@ -4,8 +4,8 @@ They are 300 in events (any of their bytes, those of the head that they carry or
 in the sequences at which they are stored, which move them or lose them, and 200 in signed checkpoints, the newest and
 older ones. Each must be noticed by all who look: ``octavo verify`` of a revision and of everything, where it is shown
 what was changed, and the background audit, with what it remembers and without. Flips in packs are in ``test_seal.py``
-and ``test_worker_keys.py``, those in statements in ``test_dsse.py`` and ``test_identity_provenance.py``, and those in
-proofs in ``test_verification.py``.
+and ``test_worker_keys.py``, those in statements in ``test_dsse.py``, ``test_ledger_statements.py``,
+``test_statement_checks.py`` and ``test_identity_provenance.py``, and those in proofs in ``test_verification.py``.
 """
 
 import random

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import Refusal
 from octavo_shared.messages.requests import Request
 from octavo_shared.references import SERVING, Digest, Fingerprint
@@ -27,6 +28,7 @@ class ImportItem(msgspec.Struct, frozen=True):
     note: str = ""
     alias: str | None = SERVING
     tags: tuple[str, ...] = ()
+    statement: Envelope | None = None
 
 
 class Register(Request, frozen=True, kw_only=True):
