@@ -32,7 +32,14 @@ def test_an_event_opens_with_its_own_key_only() -> None:
     assert open_event(event, event_key(event, FIELDS)) == PLAIN
     # The same once more is sealed under another key.
     assert event.data != next_one.data
-    for key in (event_key(next_one, FIELDS), FIELDS, bytes(32), b"", event_key(event, field_key(bytes([1]) * 32))):
+    for key in (
+        event_key(next_one, FIELDS),
+        FIELDS,
+        bytes(32),
+        b"",
+        bytes(65),
+        event_key(event, field_key(bytes([1]) * 32)),
+    ):
         with pytest.raises(EventNotOpened):
             open_event(event, key)
 

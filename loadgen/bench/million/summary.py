@@ -19,7 +19,7 @@ _BARE = "31,000 to 37,000 of 500 bytes, by a server that nobody reads from"
 _NAN = float("nan")
 LEFT_OUT = (
     "Not part of a registration here: uploads, their validation and packing (all adapters share one pack, which is not "
-    "stored), data keys, and leader reads before each event. Each has its own event with its own signed statement."
+    "stored), and leader reads before each event. Each has its own data key, and its own event with a signed statement."
 )
 
 
