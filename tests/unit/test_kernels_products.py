@@ -14,8 +14,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 SHAPES = [(2, 1), (64, 15), (100, 16), (576, 32), (576, 33), (576, 48), (1536, 64), (62, 97), (576, 76), (576, 960)]
-"""Features and outputs; the last group has one panel, two, or three, whole or in part. Where features are no multiple of
-32, a CPU with AMX multiplies as one without."""
+"""Features and outputs; the last group has one panel, two, or three, whole or in part. Where features are no multiple
+of 32, a CPU with AMX multiplies as one without."""
 
 
 def _random(*shape: int, seed: int) -> Tensor:
