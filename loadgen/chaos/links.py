@@ -70,7 +70,9 @@ class Links:
             assert task is not None
             self._carrying.add(task)
             try:
-                await self._carry(link, reader, writer)
+                # asyncio's server logs a cancelled task of its own as an error.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._carry(link, reader, writer)
             finally:
                 self._carrying.discard(task)
 
