@@ -21,12 +21,18 @@ from octavo_shared.errors import AdapterUnavailable
 from octavo_shared.messages.usage import ROWS_MAX, Quota, QuotaUse, SetQuota, UsageRecord, UsageRow, day_of
 from octavo_shared.references import AdapterId, TenantId
 from octavo_shared.tasks import end
+from support.days import begin_in_one_day
 from support.fakes import Exchange
 from support.gateway_world import World, gateway_world
 from support.identity_rig import own_nats
 
 CHAT = "/v1/chat/completions"
 HOME = TenantId("t-home")
+
+
+@pytest.fixture(autouse=True)
+def one_day() -> None:
+    begin_in_one_day()
 
 
 @pytest.fixture

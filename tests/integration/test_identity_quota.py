@@ -1,15 +1,19 @@
 """Quotas on a real registry: each refuses by its name, whatever way a revision comes, and exactly at its limit."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo_identity.ids import Ids, load_secret
+from octavo_identity.records import RegistryEvent, TenantHead
+from octavo_identity.staging import PackPlace
 from octavo_shared import subjects
-from octavo_shared.bus import encode
+from octavo_shared.bus import Bus, encode
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import (
@@ -23,9 +27,16 @@ from octavo_shared.errors import (
 from octavo_shared.messages import identity as m
 from octavo_shared.messages.importing import ImportItem, ImportState
 from octavo_shared.messages.usage import LIMIT_MAX, Quota, Quotas, UsageRecord, UsageRow, day_of
-from octavo_shared.references import AdapterId
+from octavo_shared.references import AdapterId, parse_reference
+from octavo_shared.tasks import end
 from support.adapters import TINY_FINGERPRINT
-from support.identity_rig import Client, own_identity
+from support.days import begin_in_one_day
+from support.identity_rig import Client, own_identity, own_nats, parts, quota_keeper
+
+
+@pytest.fixture(autouse=True)
+def one_day() -> None:
+    begin_in_one_day()
 
 
 @pytest.fixture
@@ -237,3 +248,35 @@ async def test_a_tenant_that_has_used_its_tokens_is_told_of_and_the_limit_may_be
     await until(bob, ("tokens_per_day", 0, 0))
     await limit(admin, "away", tokens_per_day=None)
     await until(bob, None)
+
+
+async def test_room_is_kept_while_a_revision_is_made_and_given_back_when_it_is_not(tmp_path: Path) -> None:
+    reference, other = parse_reference("home/a"), parse_reference("home/b")
+    async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path) as one, Bus(nats.url, "test") as bus:
+        tenant_id = one.ids.tenant("home")
+        head = TenantHead(tenant_id, "home", quotas=Quotas(adapters=1, storage_bytes=10))
+        await one.heads.append(one.desk.tenant_subject("home"), RegistryEvent("quota_set", "admin", 1, 0, head))
+        following = asyncio.create_task(one.projection.follow(one.heads))
+        keeper = quota_keeper(one.desk, bus)
+
+        def place(name: str) -> PackPlace:
+            adapter_id = one.ids.adapter("home", name)
+            return PackPlace(f"packs/{adapter_id}/1.aa.bb", tenant_id, adapter_id, 1, TINY_FINGERPRINT)
+
+        try:
+            for _ in range(3):
+                with contextlib.suppress(KeyError):
+                    async with keeper.room(reference, place("a"), 10):
+                        with pytest.raises(QuotaExceeded, match="'adapters' is 1, of which 1 are used"):
+                            await keeper.check(other, is_new=True)
+                        with pytest.raises(QuotaExceeded, match="'storage_bytes' is 10, of which 10 are used"):
+                            await keeper.check(other, is_new=False)
+                        # Two pushes to be one revision take its room once: only one of them can become it.
+                        with contextlib.suppress(KeyError):
+                            async with keeper.room(reference, replace(place("a"), object_key="packs/other"), 5):
+                                raise KeyError
+                        raise KeyError
+            async with keeper.room(other, place("b"), 10):
+                pass
+        finally:
+            await end(following)

@@ -24,7 +24,13 @@ from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, Invalid
 from octavo_shared.messages.usage import DAY_MS, KEPT_DAYS, Usage, UsageRecord, UsageRow, day_of
 from octavo_shared.references import AdapterId, TenantId
 from support.access_gateways import on_nats_of
+from support.days import begin_in_one_day
 from support.identity_rig import Client, own_identity
+
+
+@pytest.fixture(autouse=True)
+def one_day() -> None:
+    begin_in_one_day()
 
 
 @pytest.fixture

@@ -4,18 +4,26 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from octavo_shared.config import StoreSettings
+from octavo_shared.messages.usage import Quota
 from support.access_gateways import Front, front_of
 from support.access_world import AccessWorld, Who, access_world
 from support.command_world import octavo
+from support.days import begin_in_one_day
 from support.fakes import Exchange
 
 
 async def answering(exchange: Exchange) -> None:
     await exchange.answer([65, 66])
+
+
+@pytest.fixture(autouse=True)
+def one_day() -> None:
+    begin_in_one_day()
 
 
 @pytest.fixture
@@ -92,3 +100,30 @@ async def test_quotas_are_set_shown_and_refuse_by_name(world: AccessWorld, front
     assert "of any number" in (await said(owner.key.text, "quota", "home")).splitlines()[0]
     assert "set the quotas" in await said(owner.key.text, "quota", "home", "--adapters", "5", code=1)
     assert "--storage-bytes must be a number" in await said(admin, "quota", "home", "--storage-bytes", "1k", code=1)
+
+
+async def test_a_limit_on_tokens_is_passed_for_so_long_and_no_longer(world: AccessWorld, front: Front) -> None:
+    """From the answer that used up the limit until all are refused: a second to gather, a poll, and little else."""
+    owner = world.people[Who.OWNER]
+    await world.admin.ask("set_quota", tenant="home", limits={Quota.TOKENS_PER_DAY: 1})
+    body = {"model": owner.adapter, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    headers = {"Authorization": f"Bearer {owner.key.text}"}
+
+    async def status() -> int:
+        return (await front.http[0].post("/v1/chat/completions", json=body, headers=headers)).status_code
+
+    assert await status() == 200
+    began, num_passed = monotonic(), 1
+    while await status() == 200:
+        num_passed += 1
+        assert monotonic() - began < 5
+    took_s = monotonic() - began
+    # pytest -rP shows it.
+    print(f"refused after {took_s:.2f} s and {num_passed} requests")
+    assert took_s < 3
+    assert {await status() for _ in range(20)} == {429}
+    async with asyncio.timeout(20):
+        while (await owner.client.ask("usage")).days[0].num_requests < num_passed:
+            await asyncio.sleep(0.1)
+    (day,) = (await owner.client.ask("usage", num_days=1)).days
+    assert (day.num_requests, day.num_completion_tokens) == (num_passed, num_passed)
