@@ -5,7 +5,8 @@ import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,18 +15,22 @@ from structlog.testing import capture_logs
 
 from octavo_cli.processes import Process
 from octavo_identity.ids import Ids, load_secret
+from octavo_identity.metering import Metering
 from octavo_identity.service import serve
 from octavo_identity.settings import IdentitySettings
+from octavo_identity.usage_stream import UsageStream
+from octavo_identity.usage_tables import tenant_usage
 from octavo_shared import subjects
-from octavo_shared.bus import encode
+from octavo_shared.bus import Bus, encode
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, InvalidRequest
 from octavo_shared.messages.usage import DAY_MS, KEPT_DAYS, Usage, UsageRecord, UsageRow, day_of
 from octavo_shared.references import AdapterId, TenantId
+from octavo_shared.tasks import end
 from support.access_gateways import on_nats_of
 from support.days import begin_in_one_day
-from support.identity_rig import Client, own_identity
+from support.identity_rig import Client, own_identity, own_nats, parts
 
 
 @pytest.fixture(autouse=True)
@@ -238,3 +243,29 @@ async def test_no_answer_is_given_that_lacks_what_is_stored(admin: Client, ids: 
     await admin.bus.jetstream.delete_stream(subjects.USAGE_STREAM)
     with pytest.raises(DependencyUnavailable):
         await usage(admin, "home")
+
+
+async def test_a_file_that_another_process_writes_to_is_waited_for_and_not_made_anew(tmp_path: Path) -> None:
+    async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path) as one, Bus(nats.url, "test") as bus:
+        stream = UsageStream(bus, 1)
+        await stream.ensure_stream()
+        metering = Metering(one.heads, stream, one.projection)
+        following = [asyncio.create_task(metering.follow()), asyncio.create_task(one.projection.follow(one.heads))]
+        try:
+            home = one.ids.tenant("home")
+            await bus.jetstream.publish(subjects.usage("gw-1"), encode(UsageRecord("gw-1", 1, (row(home),))))
+            read = partial(tenant_usage, tenant_id=home, first_day=0)
+            assert (await metering.read(read)).days[0][1] == 1
+            await one.projection.change(lambda file: file.execute("PRAGMA busy_timeout = 50"))
+            (path,) = tmp_path.glob("*.sqlite")
+            other = sqlite3.connect(path, isolation_level=None)
+            with closing(other), capture_logs() as logs:
+                other.execute("BEGIN IMMEDIATE")
+                await bus.jetstream.publish(subjects.usage("gw-1"), encode(UsageRecord("gw-1", 2, (row(home),))))
+                with pytest.raises(DependencyUnavailable):
+                    await metering.read(read)
+                other.execute("COMMIT")
+                assert (await metering.read(read)).days[0][1] == 2
+            assert not [entry for entry in logs if entry["event"].startswith("projection_")]
+        finally:
+            await end(*following)
