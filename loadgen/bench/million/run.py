@@ -78,6 +78,13 @@ class Sized:
     def register_per_s(self) -> float:
         return self.num_registered / self.register_s
 
+    def __str__(self) -> str:
+        warm_ms, cold_ms = self.warm.quantile_ms(0.99), self.cold.quantile_ms(0.99)
+        return (
+            f"{self.num_adapters:,} adapters: {self.register_per_s:,.0f}/s, view {self.followed_s:.0f} s behind, "
+            f"p99 {warm_ms:.2f} ms tight, {cold_ms:.2f} ms sparse"
+        )
+
 
 @dataclass(frozen=True)
 class Result:
@@ -169,9 +176,9 @@ class _Stage:
         warm_bytes = self.rig.server_bytes()
         self.report(f"resolving among {size:,} adapters, sparse", 0, 0)
         cold = await sampling.cold(self.client, rounds, self.plan.idle_s)
-        return Sized(
-            size, size - first, register_s, followed_s, warm, cold, idle_bytes, warm_bytes, disk_bytes
-        )  # fmt: skip
+        found = Sized(size, size - first, register_s, followed_s, warm, cold, idle_bytes, warm_bytes, disk_bytes)
+        self.report(str(found), 0, 0)
+        return found
 
 
 async def _rebuild(

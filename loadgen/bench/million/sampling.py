@@ -19,6 +19,7 @@ from octavo_shared.subjects import REGISTRY_STREAM
 
 _NUM_WARM_UPS = 300
 _PICKS_TRIES_MAX = 32
+_MANY_BLOCKS = 100
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ async def pick_by_block(
 ) -> list[list[Pick]]:
     """Return so many rounds of picks, one for each block in each, every round in the same order.
 
+    Where there are few blocks there is one round: nothing is claimed of it.
     This reads the blocks, so they are in the server's cache afterwards.
     """
     last = (await heads.state()).last_sequence
@@ -64,7 +66,7 @@ async def pick_by_block(
             for block in order
             if (number := await _pick(heads, population, random, starts[block], ends[block])) is not None
         ]
-        for _ in range(num_rounds)
+        for _ in range(num_rounds if len(starts) >= _MANY_BLOCKS else 1)
     ]
 
 
