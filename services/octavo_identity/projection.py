@@ -28,6 +28,8 @@ _CATCH_UP_S = 1.0
 _REPAIR_S = 1.0
 _NEAR_EVENTS = 4_096
 """So many are read within seconds."""
+_FEW_EVENTS = 256
+"""So many are taken over here and now. More at once come from an import, or from a view that is far behind."""
 _MAKER_IDLE_S = 30.0
 """Many imports come close behind one another."""
 _GROWN_TOGETHER = 256
@@ -147,7 +149,7 @@ class Projection:
 
     async def _applied(self, heads: HeadStore, last: int, position: Position) -> Applied:
         first = self.sequence + 1
-        if self._maker is not None and last - first >= _NEAR_EVENTS:
+        if self._maker is not None and last - first >= _FEW_EVENTS:
             try:
                 return await self._maker.apply(first, last, position)
             except MakerEnded as ended:

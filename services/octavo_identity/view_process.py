@@ -23,6 +23,7 @@ from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.permissions import BusRole
 from octavo_shared.references import AdapterId
+from octavo_shared.service import spare_collections
 from octavo_shared.telemetry import start_telemetry
 
 LENGTH_BYTES = 4
@@ -139,6 +140,7 @@ def main() -> None:
     """Carry out orders until the input ends."""
     os.nice(_NICENESS)
     start_telemetry("identity-view", "warning")
+    spare_collections()
     asyncio.run(_run())
 
 

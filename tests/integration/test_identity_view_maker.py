@@ -39,7 +39,7 @@ async def one(url: str, tmp_path: Path) -> AsyncIterator[Parts]:
 @pytest.fixture(autouse=True)
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two events are far already, and a batch is small."""
-    monkeypatch.setattr(projection_module, "_NEAR_EVENTS", 1)
+    monkeypatch.setattr(projection_module, "_FEW_EVENTS", 1)
     monkeypatch.setattr(projection_module, "APPLIED_MAX", 16)
 
 

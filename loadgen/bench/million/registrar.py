@@ -51,6 +51,7 @@ from octavo_shared.credentials import read_credentials
 from octavo_shared.messages.identity import Commit
 from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
+from octavo_shared.service import spare_collections
 from octavo_shared.telemetry import start_telemetry
 
 _BATCHES_AT_ONCE = 2
@@ -209,6 +210,7 @@ async def _run(order: Order) -> None:
 
 def main() -> None:
     start_telemetry("registrar", "error")
+    spare_collections()
     asyncio.run(_run(msgspec.json.decode(sys.argv[1], type=Order)))
 
 
