@@ -60,7 +60,7 @@ bench-signing: $(STAMP)  ## what signed statements cost a push and a reader; som
 bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
 	@$(BIN)/python -m bench.peers
 
-bench-registry: $(STAMP)  ## a million adapters in a real registry; about fifteen minutes and 8 GB of disk
+bench-registry: $(STAMP)  ## a million adapters in a real registry; some twenty-five minutes and 8 GB of disk
 	@$(BIN)/python -m bench.registry
 
 chaos-partition: $(STAMP)  ## how late a revocation may be for whoever reaches only a leader that is cut off; four minutes
