@@ -125,7 +125,7 @@ def is_admin(key: KeyHead) -> bool:
 
 
 def does_no_more(key: KeyHead, than: KeyHead) -> bool:
-    """Tell whether whatever ``key`` may do for its principal, ``than`` may do for its own."""
+    """Tell whether whatever ``key`` may do for its principal, ``than`` may do for its own, or may have others do."""
     return (
         key.role in _ROLES_OF[than.role]
         and set(scopes_of(key)) <= set(scopes_of(than))
