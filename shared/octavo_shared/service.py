@@ -1,6 +1,7 @@
 """The life of a service process: settings, telemetry, signals, probes, orderly stop."""
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import signal
@@ -70,6 +71,8 @@ def spare_collections() -> None:
     """
     gc.collect()
     gc.freeze()
+    # Else the interpreter cannot take the modules apart when it ends, and libraries complain of leaks on stderr.
+    atexit.register(gc.unfreeze)
     gc.set_threshold(_COLLECT_EVERY)
 
 
