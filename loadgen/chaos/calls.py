@@ -14,10 +14,17 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, OctavoError, from_refusal
 from octavo_shared.key_transport import Question
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.grants import Grant, Revoke
+from octavo_shared.messages.identity import SLOW_VERBS
 from octavo_shared.messages.importing import ImportItem, ImportReport, Register
-from octavo_shared.messages.keys import Role
+from octavo_shared.messages.keys import IssueKey, KeyIssued, Role
+from octavo_shared.messages.lifecycle import Promote, Retire, Rollback, Tag, Unalias
 from octavo_shared.messages.privacy import Erase, Erased
+from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Resolution, Resolve
+from octavo_shared.messages.tenants import CreateTenant, TenantCreated
 from octavo_shared.objects import ObjectStore
 from octavo_shared.seal import seal, staging_context
 
@@ -28,10 +35,10 @@ _COMMIT_TIMEOUT_S = 10.0
 T = TypeVar("T")
 
 
-def key_credential(text: str) -> m.Credential:
+def key_credential(text: str) -> Credential:
     """Return the credential of a key of the form ``oct_<id>_<secret>``."""
     _, key_id, secret = text.strip().split("_")
-    return m.Credential(key_id, hashlib.sha256(bytes.fromhex(secret)).digest())
+    return Credential(key_id, hashlib.sha256(bytes.fromhex(secret)).digest())
 
 
 @dataclass(frozen=True)
@@ -40,30 +47,30 @@ class IdentityCaller:
 
     bus: Bus
     store: ObjectStore
-    credential: m.Credential
+    credential: Credential
 
     async def create_tenant(self, tenant: str) -> None:
-        request = m.CreateTenant(credential=self.credential, idempotency_key=tenant, tenant=tenant)
-        await self._ask("create_tenant", request, m.TenantCreated)
+        request = CreateTenant(credential=self.credential, idempotency_key=tenant, tenant=tenant)
+        await self._ask("create_tenant", request, TenantCreated)
 
-    async def issue_key(self, tenant: str, user: str, role: Role) -> m.Credential:
+    async def issue_key(self, tenant: str, user: str, role: Role) -> Credential:
         """Return the credential of a new key."""
         key_id, secret = secrets.token_hex(8), hashlib.sha256(secrets.token_bytes(32)).digest()
-        request = m.IssueKey(
+        request = IssueKey(
             credential=self.credential, idempotency_key=key_id, tenant=tenant, user=user, role=role,
             key_id=key_id, secret_sha256=secret,
         )  # fmt: skip
-        await self._ask("issue_key", request, m.KeyIssued)
-        return m.Credential(key_id, secret)
+        await self._ask("issue_key", request, KeyIssued)
+        return Credential(key_id, secret)
 
     async def stage(self, adapter: str, files: TinyAdapter) -> str:
         """Put an adapter's files where a commit finds them; returns the upload's id."""
         who = self.credential
-        begun = await self._ask("begin_upload", m.BeginUpload(credential=who, adapter=adapter), m.UploadBegun)
+        begun = await self._ask("begin_upload", BeginUpload(credential=who, adapter=adapter), UploadBegun)
         upload_id = begun.upload_id
         question = Question()
-        check = m.CheckUpload(credential=who, upload_id=upload_id, public_key=question.public_key)
-        key = question.open((await self._ask("check_upload", check, m.UploadChecked)).sealed)
+        check = CheckUpload(credential=who, upload_id=upload_id, public_key=question.public_key)
+        key = question.open((await self._ask("check_upload", check, UploadChecked)).sealed)
         for name, data in (("adapter_config.json", files.config), ("adapter_model.safetensors", files.weights)):
             sealed = seal(data, key, staging_context(upload_id, name))
             await self.store.write(f"staging/{upload_id}/{name}", sealed)
@@ -75,7 +82,7 @@ class IdentityCaller:
             await self._ask("erase", Erase(credential=self.credential, idempotency_key=key, adapter=adapter), Erased)
             return h.GONE
         verb, request = self._request(adapter, call, key, upload_id)
-        return snapshot_of(await self._ask(verb, request, m.AdapterInfo))
+        return snapshot_of(await self._ask(verb, request, AdapterInfo))
 
     async def register(self, items: Sequence[ImportItem]) -> Sequence[h.Imported | OctavoError]:
         """Import what was staged, all of it at once; returns what each item was told."""
@@ -88,9 +95,9 @@ class IdentityCaller:
     async def resolve(self, adapter: str, call: h.Resolve) -> h.Resolved | h.NotFound:
         """Return what the alias names for the caller."""
         reference = f"{adapter}:{call.alias}"
-        request = m.Resolve(credential=self.credential, reference=reference)
+        request = Resolve(credential=self.credential, reference=reference)
         try:
-            found = (await self._ask("resolve", request, m.Resolution)).adapter
+            found = (await self._ask("resolve", request, Resolution)).adapter
         except AdapterNotFound:
             return h.NotFound()
         assert found is not None, "there was a reference"
@@ -100,42 +107,40 @@ class IdentityCaller:
         who = self.credential
         match call:
             case h.Push():
-                return "commit", m.Commit(
+                return "commit", Commit(
                     credential=who, idempotency_key=key, adapter=adapter, upload_id=upload_id,
                     served_base=BASE.fingerprint, alias=call.alias,
                 )  # fmt: skip
             case h.Promote():
-                return "promote", m.Promote(
+                return "promote", Promote(
                     credential=who, idempotency_key=key, reference=f"{adapter}@{call.number}", alias=call.alias,
                     expected=call.expected,
                 )  # fmt: skip
             case h.Rollback():
-                return "rollback", m.Rollback(
+                return "rollback", Rollback(
                     credential=who, idempotency_key=key, adapter=adapter, number=call.number, alias=call.alias
                 )
             case h.Unalias():
-                return "unalias", m.Unalias(credential=who, idempotency_key=key, adapter=adapter, alias=call.alias)
+                return "unalias", Unalias(credential=who, idempotency_key=key, adapter=adapter, alias=call.alias)
             case h.Retire():
-                return "retire", m.Retire(credential=who, idempotency_key=key, adapter=adapter, number=call.number)
+                return "retire", Retire(credential=who, idempotency_key=key, adapter=adapter, number=call.number)
             case h.Tag():
-                return "tag", m.Tag(
+                return "tag", Tag(
                     credential=who, idempotency_key=key, adapter=adapter, add=call.add, remove=call.remove
                 )
             case h.Grant():
-                return "grant", m.Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
+                return "grant", Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
             case h.Import() | h.Erase():
                 raise AssertionError("they have methods of their own")
             case h.Revoke():
-                return "revoke", m.Revoke(
-                    credential=who, idempotency_key=key, adapter=adapter, principal=call.principal
-                )
+                return "revoke", Revoke(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
 
     async def _ask(self, verb: str, request: msgspec.Struct, reply: type[T]) -> T:
-        timeout_s = _COMMIT_TIMEOUT_S if verb in m.SLOW_VERBS else _TIMEOUT_S
+        timeout_s = _COMMIT_TIMEOUT_S if verb in SLOW_VERBS else _TIMEOUT_S
         return await self.bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
 
 
-def snapshot_of(info: m.AdapterInfo) -> h.Snapshot:
+def snapshot_of(info: AdapterInfo) -> h.Snapshot:
     """Return what the owner was shown of an adapter."""
     return h.Snapshot(
         info.num_revisions, info.latest.digest, info.aliases, tuple(info.tags), tuple(info.grants),

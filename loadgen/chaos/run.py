@@ -21,8 +21,8 @@ from chaos.writer import Record, Writer
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
 from octavo_shared.errors import DependencyUnavailable
-from octavo_shared.messages.identity import Credential
 from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
 from octavo_shared.objects import ObjectStore
 from octavo_shared.tasks import end
 

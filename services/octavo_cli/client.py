@@ -25,20 +25,16 @@ from octavo_cli.answers import (
 )
 from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList
 from octavo_shared.messages.auditing import AuditReport
 from octavo_shared.messages.fleet import EvictReport, View
 from octavo_shared.messages.grants import GrantRole
-from octavo_shared.messages.identity import (
-    AdapterInfo,
-    AdapterList,
-    HistoryEntry,
-    HistoryList,
-    TenantCreated,
-    UploadBegun,
-)
+from octavo_shared.messages.history import HistoryEntry, HistoryList
 from octavo_shared.messages.importing import ImportOutcome, ImportReport
 from octavo_shared.messages.keys import KEYS_PAGE_MAX, KeyInfo, KeyIssued, KeyList, Role, Scope
 from octavo_shared.messages.ledger import AuditPage, RevisionProof
+from octavo_shared.messages.pushing import UploadBegun
+from octavo_shared.messages.tenants import TenantCreated
 from octavo_shared.references import parse_reference
 
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)

@@ -10,8 +10,7 @@ from octavo_cli.answers import ClientError, as_client_errors, check
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.evaluation import Evaluation, Gate, Gates, Score
-from octavo_shared.messages.identity import EvaluationList
+from octavo_shared.messages.evaluation import Evaluation, EvaluationList, Gate, Gates, Score
 from octavo_shared.references import Digest, Fingerprint, Reference, check_name, parse_reference
 
 _ATTEMPTS_MAX = 8

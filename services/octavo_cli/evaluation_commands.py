@@ -23,8 +23,16 @@ from octavo_cli.suite_run import run_file, run_suite
 from octavo_shared import dsse, evaluation_statement
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, Signer
-from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score, rule_summary
-from octavo_shared.messages.identity import EvaluationEntry, EvaluationList
+from octavo_shared.messages.evaluation import (
+    Evaluation,
+    EvaluationEntry,
+    EvaluationList,
+    Gate,
+    Metric,
+    Rule,
+    Score,
+    rule_summary,
+)
 from octavo_shared.references import DIGEST_PATTERN, Digest
 
 _SHORT_DIGEST = slice(len("sha256:"), len("sha256:") + 12)

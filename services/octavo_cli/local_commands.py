@@ -11,7 +11,7 @@ from octavo_cli.client import Client
 from octavo_cli.local_base import cache_folder, prepared_base
 from octavo_cli.processes import STOP_SIGNALS, script
 from octavo_cli.supervisor import FleetPlan, LocalFleet
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.permissions import BusRole, inbox_prefix
 
 _PASSED_ON = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OCTAVO_LOG_LEVEL")

@@ -10,8 +10,9 @@ from octavo_cli.answers import ClientError
 from octavo_cli.client import Client, Progress
 from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import ParentMoved
-from octavo_shared.messages.identity import AdapterInfo, UploadBegun
+from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.messages.provenance import LINEAGE_MAX, Lineage, Provenance
+from octavo_shared.messages.pushing import UploadBegun
 from octavo_shared.messages.signers import SignerInfo, SignerList
 from octavo_shared.references import Digest, parse_reference
 

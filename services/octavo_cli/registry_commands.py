@@ -17,8 +17,8 @@ from octavo_cli.options import Target
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.signed_push import Pushed, Signing, check_registered
 from octavo_shared.bases import base_label
+from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.messages.fleet import TierUse
-from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.pack import digest_of, unpack
 from octavo_shared.references import CANARY, SERVING, parse_reference
 

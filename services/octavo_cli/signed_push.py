@@ -14,7 +14,8 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, Signer
 from octavo_shared.errors import AdapterRefused, BaseMismatch
 from octavo_shared.lora_config import parse_lora_config
-from octavo_shared.messages.identity import Revision, UploadBegun
+from octavo_shared.messages.adapters import Revision
+from octavo_shared.messages.pushing import UploadBegun
 from octavo_shared.pack import build_pack, digest_of
 from octavo_shared.provenance import Facts, Made
 from octavo_shared.references import DIGEST_PATTERN, Digest, Fingerprint, parse_reference

@@ -14,7 +14,7 @@ from octavo_cli.answers import ClientError, as_client_errors
 from octavo_cli.evaluation_client import EvaluationClient
 from octavo_cli.scoring import Result, SlowPattern, judge, likelihood
 from octavo_cli.suite import Check, Item, Suite
-from octavo_shared.messages.identity import EvaluationList
+from octavo_shared.messages.evaluation import EvaluationList
 
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

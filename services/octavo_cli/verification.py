@@ -8,7 +8,7 @@ import msgspec
 from octavo_cli.answers import ClientError
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
 from octavo_shared.merkle import Tree, is_consistent, is_included
-from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
 from octavo_shared.references import AdapterId, Reference
 from octavo_shared.sealed_event import EventNotOpened, open_event

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from octavo_gateway import metrics
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import NoWorker, Overloaded
-from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.requests import Credential
 
 _BUCKETS_MAX = 65_536
 _EWMA = 0.1

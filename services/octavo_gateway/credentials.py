@@ -5,7 +5,7 @@ import re
 import secrets
 
 from octavo_shared.errors import Unauthenticated
-from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.requests import Credential
 
 _BEARER = re.compile(r"[Bb]earer +oct_(?P<key_id>[0-9a-f]{16})_(?P<secret>[0-9a-f]{64})\s*\Z")
 

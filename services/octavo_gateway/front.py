@@ -33,7 +33,7 @@ from octavo_shared.bases import base_label, labels_of
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import BaseNotServed, DailyQuotaExceeded, InternalError, NoWorker, OctavoError
 from octavo_shared.messages.generation import Finished, Started
-from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.requests import Credential
 from octavo_shared.messages.usage import left_of_day_s
 from octavo_shared.references import Fingerprint, TenantId, parse_reference
 from octavo_shared.telemetry import current_trace_id, log, tracer

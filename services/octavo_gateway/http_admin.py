@@ -16,13 +16,9 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import InvalidRequest, NotPermitted
 from octavo_shared.messages.fleet import EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import Tier
-from octavo_shared.messages.identity import (
-    CreateTenant,
-    Locate,
-    Resolution,
-    TenantCreated,
-)
 from octavo_shared.messages.keys import KeyInfo, Role, Scope, Whoami
+from octavo_shared.messages.resolving import Locate, Resolution
+from octavo_shared.messages.tenants import CreateTenant, TenantCreated
 from octavo_shared.references import check_name
 
 _RESIDENCY_TIMEOUT_S = 10.0

@@ -18,6 +18,7 @@ from octavo_shared.messages.evaluation import (
     SIGNED_EVALUATIONS_MAX,
     Evaluate,
     Evaluation,
+    EvaluationList,
     Gate,
     Gates,
     GetGate,
@@ -26,7 +27,6 @@ from octavo_shared.messages.evaluation import (
     Score,
     SetGate,
 )
-from octavo_shared.messages.identity import EvaluationList
 from octavo_shared.references import Digest, Fingerprint, check_name
 
 _LIMIT = 100

@@ -20,7 +20,7 @@ from octavo_gateway.openai import Kind
 from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import AdapterInfo, AdapterList, ListAdapters
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters
 from octavo_shared.telemetry import extract_context
 
 _BODY_TIMEOUT_S = 10.0

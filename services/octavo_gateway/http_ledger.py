@@ -9,8 +9,7 @@ from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_registry import caller_of, revision_reference
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.messages.auditing import AuditReport, GetAuditState
-from octavo_shared.messages.identity import Audit, Prove
-from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, RevisionProof
+from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, Audit, AuditPage, Prove, RevisionProof
 
 
 class LedgerRoutes:

@@ -12,7 +12,9 @@ from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_ke
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, TagBody, TransferBody
-from octavo_shared.messages.identity import AdapterInfo, Branch, Promote, Retire, Tag, Transfer, Unalias
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.grants import Transfer
+from octavo_shared.messages.lifecycle import Branch, Promote, Retire, Tag, Unalias
 from octavo_shared.references import parse_reference
 
 

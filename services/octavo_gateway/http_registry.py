@@ -18,21 +18,12 @@ from octavo_gateway.registry_bodies import GrantBody, RevisionBody, RollbackBody
 from octavo_gateway.uploads import PackResponse, Transfers
 from octavo_shared.bases import find_base, labels_of
 from octavo_shared.errors import BaseUnknown, InvalidRequest, NoWorker
-from octavo_shared.messages.identity import (
-    AdapterInfo,
-    AdapterList,
-    BeginUpload,
-    Commit,
-    Credential,
-    Grant,
-    History,
-    HistoryList,
-    ListAdapters,
-    RevisionState,
-    Revoke,
-    Rollback,
-    UploadBegun,
-)
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters, RevisionState
+from octavo_shared.messages.grants import Grant, Revoke
+from octavo_shared.messages.history import History, HistoryList
+from octavo_shared.messages.lifecycle import Rollback
+from octavo_shared.messages.pushing import BeginUpload, Commit, UploadBegun
+from octavo_shared.messages.requests import Credential
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint, parse_reference
 
 _PAGE_MAX = 1_000

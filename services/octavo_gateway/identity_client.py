@@ -9,16 +9,11 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterUnavailable, Overloaded
 from octavo_shared.key_transport import KeyNotReadable, Question
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import (
-    SLOW_VERBS,
-    VERBS,
-    CheckUpload,
-    Credential,
-    Resolution,
-    Resolve,
-    UploadChecked,
-)
+from octavo_shared.messages.identity import SLOW_VERBS, VERBS
 from octavo_shared.messages.privacy import DataKey, Unwrap
+from octavo_shared.messages.pushing import CheckUpload, UploadChecked
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Resolution, Resolve
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Statements
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import NameTaken
-from octavo_shared.messages import identity as messages
-from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.messages import lifecycle as messages
+from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.provenance import Made
 from octavo_shared.references import Fingerprint, Reference, check_name, parse_reference
 

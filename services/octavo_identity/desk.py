@@ -18,7 +18,9 @@ from octavo_identity.states import state_of
 from octavo_identity.tickets import Tickets
 from octavo_shared import subjects
 from octavo_shared.errors import AdapterNotFound, InvalidRequest
-from octavo_shared.messages.identity import AdapterInfo, Credential, Role
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
 from octavo_shared.messages.usage import Quotas
 from octavo_shared.references import Reference, parse_reference
 

@@ -17,8 +17,7 @@ from octavo_shared import dsse
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import BaseMismatch, InvalidRequest
 from octavo_shared.messages import evaluation as messages
-from octavo_shared.messages.evaluation import Evaluation, Metric, Score
-from octavo_shared.messages.identity import EvaluationEntry, EvaluationList
+from octavo_shared.messages.evaluation import Evaluation, EvaluationEntry, EvaluationList, Metric, Score
 from octavo_shared.references import DIGEST_PATTERN, Digest, Reference, check_name, parse_reference
 
 _ITEMS_MAX = 10_000_000

@@ -6,8 +6,8 @@ from octavo_identity.ids import Ids
 from octavo_identity.records import AdapterHead, TenantHead
 from octavo_shared import subjects
 from octavo_shared.errors import GateRefused
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Gate
-from octavo_shared.messages.identity import Revision
 from octavo_shared.references import SERVING, Reference
 
 

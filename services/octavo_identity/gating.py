@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from octavo_identity import ranges
 from octavo_identity.records import AdapterHead
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score
-from octavo_shared.messages.identity import Revision
 from octavo_shared.references import CANARY, SERVING
 
 STABLE = "stable"

@@ -12,7 +12,6 @@ from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import KeyHead
 from octavo_identity.registry import write_mark
 from octavo_shared.errors import InvalidRequest, OctavoError
-from octavo_shared.messages.identity import Commit, Credential
 from octavo_shared.messages.importing import (
     IMPORT_ITEMS_MAX,
     ImportItem,
@@ -21,6 +20,8 @@ from octavo_shared.messages.importing import (
     ImportState,
     Register,
 )
+from octavo_shared.messages.pushing import Commit
+from octavo_shared.messages.requests import Credential
 
 
 class Importing:

@@ -11,8 +11,8 @@ from octavo_identity.records import AdapterHead, KeyHead
 from octavo_identity.registry import Change
 from octavo_identity.states import is_retired, with_retired
 from octavo_shared.errors import AdapterNotFound, AliasMoved, InvalidRequest, RevisionInUse
-from octavo_shared.messages import identity as messages
-from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.messages import lifecycle as messages
+from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.references import CANARY, SERVING, Reference, check_name, parse_reference
 
 _REVISION_NUMBER_MAX = 999_999_999

@@ -10,7 +10,7 @@ from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, Signers
 from octavo_identity.signers import Signers
 from octavo_shared import dsse, subjects
 from octavo_shared.errors import DependencyUnavailable, InvalidRequest
-from octavo_shared.messages import identity as messages
+from octavo_shared.messages import ledger as messages
 from octavo_shared.messages.keys import Role
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, AuditPage, LedgerEvent, RevisionProof, SignerProof
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL

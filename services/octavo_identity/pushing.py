@@ -23,8 +23,8 @@ from octavo_identity.tags import check_tags, with_tags
 from octavo_identity.unwrapping import for_asker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
-from octavo_shared.messages import identity as messages
-from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.messages.adapters import AdapterInfo, Revision
+from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
 from octavo_shared.provenance import Made
 from octavo_shared.references import SERVING, Digest, Reference, check_name
 
@@ -39,11 +39,11 @@ class Committed:
 
     head: AdapterHead
     key: KeyHead
-    same: messages.Revision | None = None
+    same: Revision | None = None
     is_new: bool = False
 
     @property
-    def revision(self) -> messages.Revision:
+    def revision(self) -> Revision:
         """What was committed is there as this one."""
         return self.same or max((one.revision for one in self.head.revisions), key=lambda revision: revision.number)
 
@@ -64,7 +64,7 @@ class Pushing:
         self._quotas = quotas
         self._upload_bytes_max = upload_bytes_max
 
-    async def begin_upload(self, request: messages.BeginUpload) -> messages.UploadBegun:
+    async def begin_upload(self, request: BeginUpload) -> UploadBegun:
         """Name a staging place that only this principal can commit, to this adapter, for a while.
 
         Raises ``QuotaExceeded`` or ``DailyQuotaExceeded`` when nothing more fits into the tenant's quotas already.
@@ -77,9 +77,9 @@ class Pushing:
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
         parent = served.revision.digest if served else None
-        return messages.UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
+        return UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
 
-    async def check_upload(self, request: messages.CheckUpload) -> messages.UploadChecked:
+    async def check_upload(self, request: CheckUpload) -> UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for, and what seals them. Reads only."""
         key = await self._desk.authenticate(request.credential)
         access.check_stage(key)
@@ -88,7 +88,7 @@ class Pushing:
         if data_key is None:
             raise InvalidRequest("upload_id", "names an upload that was committed or swept")
         sealed = for_asker(request.public_key, data_key) if request.public_key else b""
-        return messages.UploadChecked(request.upload_id, sealed)
+        return UploadChecked(request.upload_id, sealed)
 
     def through(self, desk: Desk) -> Self:
         """Return the same that works with another desk."""
@@ -96,7 +96,7 @@ class Pushing:
         other._desk = desk
         return other
 
-    async def commit(self, request: messages.Commit) -> AdapterInfo:
+    async def commit(self, request: Commit) -> AdapterInfo:
         """Make what was staged the next revision; see ``commit_once``."""
         committed = await self.commit_once(request)
         return with_warnings(info(committed.head, committed.key), await self.warnings(committed))
@@ -105,7 +105,7 @@ class Pushing:
         """Return what the pusher should know of the base that the revision is on."""
         return await self._admission.warnings(committed.revision.base)
 
-    async def commit_once(self, request: messages.Commit) -> Committed:
+    async def commit_once(self, request: Commit) -> Committed:
         """Make what was staged the next revision. The pack is stored first: visible means complete.
 
         Idempotent by key. Raises ``AdapterRefused`` with its rule, ``BaseMismatch``, ``BaseRetired``, ``BaseUnknown``,
@@ -152,11 +152,11 @@ class Pushing:
         raise RevisionConflict
 
     async def _add(
-        self, request: messages.Commit, key: KeyHead, reference: Reference, built: Built,
+        self, request: Commit, key: KeyHead, reference: Reference, built: Built,
         offered: OfferedProvenance | None, number: int, place: str,
     ) -> AdapterHead:  # fmt: skip
         header = built.header
-        revision = messages.Revision(
+        revision = Revision(
             number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
             header.dtype, key.principal, wall_ms(), None, request.note,
         )  # fmt: skip
@@ -182,7 +182,7 @@ class Pushing:
         return await self._desk.change(reference, key, request.idempotency_key, add)
 
     async def _check_gate(
-        self, reference: Reference, head: AdapterHead | None, revision: messages.Revision, alias: str | None
+        self, reference: Reference, head: AdapterHead | None, revision: Revision, alias: str | None
     ) -> None:
         percent = head.canary_percent if head else 0
         await self._desk.gatekeeper.check(reference, head, revision, alias, percent)
@@ -205,13 +205,13 @@ class _Overtaken(Exception):
         self.head = head
 
 
-def _unbuilt(head: AdapterHead | None, request: messages.Commit) -> messages.Revision:
+def _unbuilt(head: AdapterHead | None, request: Commit) -> Revision:
     """Return what a gate needs to know of the next revision before it is made: nobody has evaluated it."""
     number = head.num_revisions + 1 if head else 1
-    return messages.Revision(number, Digest(""), request.served_base, 0, 0, 0, "", "", 0)
+    return Revision(number, Digest(""), request.served_base, 0, 0, 0, "", "", 0)
 
 
-def _of_digest(head: AdapterHead, digest: Digest) -> messages.Revision | None:
+def _of_digest(head: AdapterHead, digest: Digest) -> Revision | None:
     """Return the newest revision of ``digest`` that the head remembers and that is not retired."""
     found = [stored.revision for stored in head.revisions if stored.revision.digest == digest]
     kept = [revision for revision in found if not is_retired(head, revision.number)]

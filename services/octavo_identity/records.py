@@ -8,8 +8,8 @@ import re
 import msgspec
 
 from octavo_shared.dsse import PublicKey
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Evaluation, Gate
-from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.keys import Role, Scope
 from octavo_shared.messages.usage import Quotas
 from octavo_shared.references import AdapterId, Fingerprint, TenantId

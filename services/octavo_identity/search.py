@@ -6,7 +6,7 @@ from typing import Self
 from octavo_identity.records import AdapterHead
 from octavo_identity.states import state_of
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import ListAdapters, RevisionState
+from octavo_shared.messages.adapters import ListAdapters, RevisionState
 from octavo_shared.references import Fingerprint
 
 _TEXT_LENGTH_MAX = 200

@@ -14,7 +14,7 @@ from octavo_identity.records import AdapterHead, StoredRevision
 from octavo_identity.validator import check_base
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
 from octavo_shared.manifest import BaseManifest, fetch_base
-from octavo_shared.messages.identity import Commit
+from octavo_shared.messages.pushing import Commit
 from octavo_shared.objects import ObjectMissing, ObjectStore
 from octavo_shared.pack import digest_of
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId

@@ -5,7 +5,7 @@ import msgspec
 from octavo_identity.ranges import added, contains
 from octavo_identity.records import AdapterHead
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import RevisionState
+from octavo_shared.messages.adapters import RevisionState
 
 RETIRED_RANGES_MAX = 256
 

@@ -11,7 +11,7 @@ from octavo_identity.records import WRITES_IN_HEAD_MAX, KeyHead, RegistryEvent, 
 from octavo_identity.registry import write_mark
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, NameTaken, RevisionConflict
-from octavo_shared.messages import identity as messages
+from octavo_shared.messages import tenants as messages
 from octavo_shared.references import check_name
 
 _ATTEMPTS_MAX = 8

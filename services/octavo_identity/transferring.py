@@ -11,8 +11,8 @@ from octavo_identity.registry import Change
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, NotPermitted
+from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.messages.grants import Transfer
-from octavo_shared.messages.identity import AdapterInfo
 from octavo_shared.messages.keys import KEYS_PAGE_MAX, Role
 from octavo_shared.references import PRINCIPAL_PATTERN
 

@@ -16,10 +16,13 @@ from octavo_identity.states import state_of
 from octavo_identity.tags import TAGS_MAX, check_tags, with_tags
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages import identity as messages
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import AdapterInfo
+from octavo_shared.messages.grants import Grant, Revoke
+from octavo_shared.messages.history import History, HistoryEntry, HistoryList
 from octavo_shared.messages.keys import Role, Scope
+from octavo_shared.messages.lifecycle import Tag
+from octavo_shared.messages.resolving import Locate, Resolution, Resolve
 from octavo_shared.messages.usage import QuotaUse
 from octavo_shared.references import DIGEST_PATTERN, PRINCIPAL_PATTERN, TenantId, parse_reference
 
@@ -37,7 +40,7 @@ class Verbs:
         self._registry = desk.registry
         self._listing = Listing(desk)
 
-    async def resolve(self, request: messages.Resolve) -> messages.Resolution:
+    async def resolve(self, request: Resolve) -> Resolution:
         """Say who asks and which revision the reference names for them, now. Reads only."""
         key = await self._desk.authenticate(request.credential)
         tenant_id = self._desk.ids.tenant(key.tenant)
@@ -53,9 +56,9 @@ class Verbs:
                 _handle(head, await self._registry.select(head, reference)), wall_ms()
             )
         exhausted = self._exhausted(tenant_id)
-        return messages.Resolution(key.principal, key.tenant, tenant_id, key.role, handle, exhausted)
+        return Resolution(key.principal, key.tenant, tenant_id, key.role, handle, exhausted)
 
-    async def locate(self, request: messages.Locate) -> messages.Resolution:
+    async def locate(self, request: Locate) -> Resolution:
         """Say where an adapter's bytes are, without the right to use it: to its owner and to admins. Reads only.
 
         Raises ``NotPermitted`` for those who may only use it, ``AdapterNotFound`` for all others.
@@ -65,9 +68,9 @@ class Verbs:
         head = access.check_locate(key, await self._registry.head(reference))
         # Also a retired revision: what is left of it on workers is what one may want to be rid of.
         handle = _handle(head, await self._registry.find(head, reference))
-        return messages.Resolution(key.principal, key.tenant, self._desk.ids.tenant(key.tenant), key.role, handle)
+        return Resolution(key.principal, key.tenant, self._desk.ids.tenant(key.tenant), key.role, handle)
 
-    async def grant(self, request: messages.Grant) -> AdapterInfo:
+    async def grant(self, request: Grant) -> AdapterInfo:
         """Let a principal, or with ``*@tenant`` a whole tenant, have a role on the adapter. What it has is no event."""
         key = await self._desk.authenticate(request.credential)
         principal = _principal(request.principal)
@@ -81,7 +84,7 @@ class Verbs:
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, add), key)
 
-    async def revoke(self, request: messages.Revoke) -> AdapterInfo:
+    async def revoke(self, request: Revoke) -> AdapterInfo:
         """Take a principal's role back; effective with the next request. Revoking what was not granted is no event."""
         key = await self._desk.authenticate(request.credential)
         principal = _principal(request.principal)
@@ -95,7 +98,7 @@ class Verbs:
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, remove), key)
 
-    async def tag(self, request: messages.Tag) -> AdapterInfo:
+    async def tag(self, request: Tag) -> AdapterInfo:
         """Add and remove tags, by which adapters are found; every user of the adapter sees them."""
         key = await self._desk.authenticate(request.credential)
         changed = (*request.add, *request.remove)
@@ -113,7 +116,7 @@ class Verbs:
         reference = adapter_reference(request.adapter)
         return info(await self._desk.change(reference, key, request.idempotency_key, mark), key)
 
-    async def list(self, request: messages.ListAdapters) -> messages.AdapterList:
+    async def list(self, request: ListAdapters) -> AdapterList:
         """Return what the caller owns or has a role on and what matches, by name; see ``ListAdapters``.
 
         Sees the writes that went through this replica. Raises ``DependencyUnavailable`` while the view of the registry
@@ -127,9 +130,9 @@ class Verbs:
         heads, next_after = await self._listing.page(
             key, search, request.after, request.num_max, is_overview=_is_overview(key, request.tenant)
         )
-        return messages.AdapterList(tuple(info(head, key) for head in heads), next_after)
+        return AdapterList(tuple(info(head, key) for head in heads), next_after)
 
-    async def history(self, request: messages.History) -> messages.HistoryList:
+    async def history(self, request: History) -> HistoryList:
         """Return what happened to an adapter, newest first; its owner and auditors see who was let in and shut out."""
         key = await self._desk.authenticate(request.credential)
         check_limit(request.num_max)
@@ -137,7 +140,7 @@ class Verbs:
         head = access.check_see(key, await self._registry.head(reference))
         is_auditor = access.may(key, head, Right.AUDIT)
         entries = [
-            messages.HistoryEntry(
+            HistoryEntry(
                 event.kind,
                 event.actor,
                 event.at_ms,
@@ -150,7 +153,7 @@ class Verbs:
             async for event, sequence in self._registry.ledger(reference, request.num_max)
             if is_auditor or event.kind not in _AUDITORS_EVENTS
         ]
-        return messages.HistoryList(tuple(entries))
+        return HistoryList(tuple(entries))
 
 
 def _is_overview(key: KeyHead, tenant: str) -> bool:

@@ -11,7 +11,9 @@ from octavo_cli.main import app
 from octavo_gateway.credentials import credential_of
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import Commit, IssueKey, Promote, Rollback
+from octavo_shared.messages.keys import IssueKey
+from octavo_shared.messages.lifecycle import Promote, Rollback
+from octavo_shared.messages.pushing import Commit
 from octavo_shared.objects import ObjectMissing
 from octavo_shared.seal import open_sealed, staging_context
 from support.fakes import BASE, BASE_NAME

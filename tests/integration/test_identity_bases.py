@@ -24,9 +24,9 @@ from octavo_shared.errors import (
     NotPermitted,
 )
 from octavo_shared.manifest import publish_base
-from octavo_shared.messages import identity as m
 from octavo_shared.messages.bases import BaseInfo, BaseState, OutdatedRevision
 from octavo_shared.messages.importing import ImportItem, ImportState
+from octavo_shared.messages.keys import Role
 from octavo_shared.references import Fingerprint
 from support.adapters import TINY_BASE, TINY_FINGERPRINT
 from support.fakes import FakeWorker
@@ -266,7 +266,7 @@ async def test_counts_are_of_ones_own_tenant_and_of_all_to_an_admin(admin: Clien
 
 async def test_what_must_be_trained_again_is_listed_to_whoever_sees_it(admin: Client) -> None:
     alice, bob = await admin.new_key("home", "alice"), await admin.new_key("away", "bob")
-    auditor = await admin.new_key("home", "tess", m.Role.AUDITOR)
+    auditor = await admin.new_key("home", "tess", Role.AUDITOR)
     names = [f"home/a{number}" for number in range(5)]
     for name in names:
         await alice.push(name, 1)

@@ -22,8 +22,9 @@ from octavo_shared.errors import (
     NotPermitted,
     RevisionRetired,
 )
-from octavo_shared.messages import identity as m
 from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.lifecycle import Branch
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Digest
 from support.identity_rig import Client, admission, data_keys, own_identity, parts, quota_keeper, statements
@@ -88,7 +89,7 @@ async def test_who_may_use_a_branch_does_not_learn_where_it_came_from(admin: Cli
 
 async def test_a_branch_needs_the_right_to_use_its_source_and_to_push_where_it_goes(admin: Client) -> None:
     alice, bob = await admin.new_key("home", "alice"), await admin.new_key("away", "bob")
-    carol, dave = await admin.new_key("home", "carol"), await admin.new_key("home", "dave", m.Role.USER)
+    carol, dave = await admin.new_key("home", "carol"), await admin.new_key("home", "dave", Role.USER)
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2)
     await carol.push("home/letters")
@@ -154,7 +155,7 @@ async def test_a_right_that_is_taken_back_while_a_pack_is_copied_makes_no_branch
     heads = HeadStore(admin.bus, 1, keys)
     projection, staging = Projection(tmp_path / "view.sqlite"), RevokingStaging(admin.store, keys)
     staging.owner = alice
-    order = m.Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
+    order = Branch(credential=bob.credential, idempotency_key="1", source="home/diary", adapter="away/poems")
     desk, admitting = Desk(heads, ids, projection), admission(admin.store, heads)
     branching = Branching(desk, staging, statements(heads, ids), admitting, quota_keeper(desk, admin.bus))
     with pytest.raises(AdapterNotFound):

@@ -20,9 +20,11 @@ from octavo_shared.errors import (
     RevisionRetired,
     Unauthenticated,
 )
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import RevisionState
 from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score
 from octavo_shared.messages.grants import GrantRole
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
 from octavo_shared.references import Digest
 from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, own_identity
@@ -57,9 +59,9 @@ async def serving(who: Client, name: str) -> int:
     return adapter.revision
 
 
-async def state(who: Client, name: str) -> m.RevisionState:
+async def state(who: Client, name: str) -> RevisionState:
     found = await who.ask("list", prefix=name)
-    assert isinstance(found.adapters[0].state, m.RevisionState)
+    assert isinstance(found.adapters[0].state, RevisionState)
     return found.adapters[0].state
 
 
@@ -67,25 +69,25 @@ async def test_an_evaluated_draft_says_so_and_its_history_shows_the_scores(admin
     alice = await admin.new_key("home", "alice")
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2, alias=None)
-    assert await state(alice, "home/diary") is m.RevisionState.DRAFT
+    assert await state(alice, "home/diary") is RevisionState.DRAFT
     made = await evaluate(alice, "home/diary@2", 0.75)
     assert (made.number, made.base, made.evaluator) == (2, TINY_FINGERPRINT, "alice@home")
     assert made.scores == (Score(Metric.EXACT, 0.75, 10),)
-    assert await state(alice, "home/diary") is m.RevisionState.EVALUATED
-    for wanted, names in ((m.RevisionState.EVALUATED, ["home/diary"]), (m.RevisionState.DRAFT, [])):
+    assert await state(alice, "home/diary") is RevisionState.EVALUATED
+    for wanted, names in ((RevisionState.EVALUATED, ["home/diary"]), (RevisionState.DRAFT, [])):
         assert [one.name for one in (await alice.ask("list", state=wanted)).adapters] == names
     listed = await alice.ask("evaluations", reference="home/diary@2")
-    assert (listed.state, listed.revision.number, listed.is_whole) == (m.RevisionState.EVALUATED, 2, True)
+    assert (listed.state, listed.revision.number, listed.is_whole) == (RevisionState.EVALUATED, 2, True)
     assert [one.evaluation for one in listed.evaluations] == [made]
     assert (await alice.ask("evaluations", reference="home/diary@1")).evaluations == ()
     entry = (await alice.ask("history", adapter="home/diary")).entries[0]
     assert (entry.kind, entry.evaluation, entry.sequence) == ("evaluated", made, listed.evaluations[0].sequence)
     await alice.ask("promote", reference="home/diary@2")
-    assert await state(alice, "home/diary") is m.RevisionState.SERVING
+    assert await state(alice, "home/diary") is RevisionState.SERVING
     await alice.ask("rollback", adapter="home/diary")
-    assert await state(alice, "home/diary") is m.RevisionState.EVALUATED
+    assert await state(alice, "home/diary") is RevisionState.EVALUATED
     await alice.ask("retire", adapter="home/diary", number=2)
-    assert await state(alice, "home/diary") is m.RevisionState.RETIRED
+    assert await state(alice, "home/diary") is RevisionState.RETIRED
     with pytest.raises(RevisionRetired):
         await evaluate(alice, "home/diary@2", 1.0)
 
@@ -258,7 +260,7 @@ async def test_both_gates_hold_and_a_branch_has_passed_neither(admin: Client) ->
 
 
 async def test_a_gate_counts_only_its_evaluators_who_may_record_for_it(admin: Client) -> None:
-    alice, checker = await admin.new_key("home", "alice"), await admin.new_key("away", "checker", m.Role.USER)
+    alice, checker = await admin.new_key("home", "alice"), await admin.new_key("away", "checker", Role.USER)
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2, alias=None)
     await alice.ask("grant", adapter="home/diary", principal="checker@away")
@@ -311,11 +313,11 @@ async def refusal(who: Client, verb: str, **fields: Any) -> str:
 
 async def test_each_verb_is_for_those_whom_it_is_for(admin: Client) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
-    bob, mallory = await admin.new_key("away", "bob", m.Role.USER), await admin.new_key("away", "mallory")
+    bob, mallory = await admin.new_key("away", "bob", Role.USER), await admin.new_key("away", "mallory")
     editor, auditor = await admin.new_key("away", "erin"), await admin.new_key("away", "otto")
     revoked = await admin.new_key("home", "alice")
     await admin.ask("revoke_key", key_id=revoked.credential.key_id)
-    none = Client(admin.bus, admin.store, m.Credential("", b""))
+    none = Client(admin.bus, admin.store, Credential("", b""))
     await alice.push("home/diary")
     for user, role in (("bob", GrantRole.USER), ("erin", GrantRole.EDITOR), ("otto", GrantRole.AUDITOR)):
         await alice.ask("grant", adapter="home/diary", principal=f"{user}@away", role=role)

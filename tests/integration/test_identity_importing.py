@@ -14,8 +14,8 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest, NotPermitted, RevisionConflict
-from octavo_shared.messages import identity as m
 from octavo_shared.messages.importing import IMPORT_ITEMS_MAX, ImportItem, ImportOutcome, ImportState
+from octavo_shared.messages.keys import Role
 from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, own_identity, own_nats, parts
 
@@ -125,12 +125,12 @@ async def test_an_import_is_bounded_and_for_keys_that_push(store_settings: Store
         for wrong in ([], many, [many[0], many[0]]):
             with pytest.raises(InvalidRequest, match="items"):
                 await register(alice, *wrong)
-        reader = await admin.new_key("home", "reader", m.Role.AUDITOR)
+        reader = await admin.new_key("home", "reader", Role.AUDITOR)
         with pytest.raises(NotPermitted):
             await register(reader, many[0])
 
 
-KEY = KeyHead("a" * 16, bytes(32), "root@octavo", "octavo", m.Role.ADMIN)
+KEY = KeyHead("a" * 16, bytes(32), "root@octavo", "octavo", Role.ADMIN)
 
 
 def event(previous_sequence: int = 0) -> RegistryEvent:

@@ -18,8 +18,9 @@ from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.dsse import Signer
 from octavo_shared.errors import InvalidRequest, NotPermitted, OctavoError, Unauthenticated
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.keys import Scope
+from octavo_shared.messages.grants import GrantRole
+from octavo_shared.messages.keys import KeyIssued, RevokeKey, Role, Scope
+from octavo_shared.messages.requests import Credential
 from support.access_world import KeyText
 from support.identity_rig import Client, own_identity, parts
 
@@ -32,15 +33,15 @@ async def admin(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[
         yield client
 
 
-async def issued(by: Client, user: str = "alice", **fields: Any) -> tuple[Client, m.KeyIssued]:
+async def issued(by: Client, user: str = "alice", **fields: Any) -> tuple[Client, KeyIssued]:
     """Return a key of ``home`` that ``by`` issues, and what was said of it."""
     key = KeyText.fresh()
-    asked = {"tenant": "home", "user": user, "role": m.Role.OWNER} | fields
+    asked = {"tenant": "home", "user": user, "role": Role.OWNER} | fields
     said = await by.ask("issue_key", key_id=key.key_id, secret_sha256=key.credential.secret_sha256, **asked)
     return Client(by.bus, by.store, key.credential), said
 
 
-async def rotated(by: Client, key_id: str, new: KeyText, **fields: Any) -> tuple[Client, m.KeyIssued]:
+async def rotated(by: Client, key_id: str, new: KeyText, **fields: Any) -> tuple[Client, KeyIssued]:
     said = await by.ask(
         "rotate_key", key_id=key_id, new_key_id=new.key_id, secret_sha256=new.credential.secret_sha256, **fields
     )
@@ -94,7 +95,7 @@ async def test_every_bad_key_costs_one_read(admin: Client, tmp_path: Path) -> No
     await admin.ask("revoke_key", key_id=revoked.credential.key_id)
     wrong = msgspec.structs.replace(good.credential, secret_sha256=bytes(32))
     short = msgspec.structs.replace(good.credential, secret_sha256=b"")
-    bad = (expired.credential, revoked.credential, wrong, short, KeyText.fresh().credential, m.Credential("../x", b""))
+    bad = (expired.credential, revoked.credential, wrong, short, KeyText.fresh().credential, Credential("../x", b""))
     for number, credential in enumerate(bad, 1):
         with pytest.raises(Unauthenticated):
             await authenticate(heads, credential)
@@ -182,7 +183,7 @@ async def test_whoever_rotates_a_key_holds_it_so_nobody_rotates_one_of_others(ad
         refusals.append(error.value.refusal())
     assert len({one.message for one in refusals}) == 1
     _, told = await rotated(admin, carol.credential.key_id, KeyText.fresh(), lifetime_s=HOUR_S)
-    assert (told.principal, told.role) == ("carol@home", m.Role.OWNER)
+    assert (told.principal, told.role) == ("carol@home", Role.OWNER)
 
 
 async def test_a_revocation_is_not_lost_to_a_rotation_at_the_same_time(admin: Client, tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ async def test_a_revocation_is_not_lost_to_a_rotation_at_the_same_time(admin: Cl
                 return await super().append(subject, event)
 
         made.desk.heads = Racing(admin.bus, 1)
-        order = m.RevokeKey(credential=admin.credential, idempotency_key="1", key_id=alice.credential.key_id)
+        order = RevokeKey(credential=admin.credential, idempotency_key="1", key_id=alice.credential.key_id)
         await Keyring(made.desk).revoke_key(order)
     assert is_raced
     assert (await head_of(alice))[0].is_revoked
@@ -236,7 +237,7 @@ async def test_a_list_of_keys_is_of_ones_own_and_tells_no_secret(admin: Client) 
 
 
 async def test_a_tenants_auditor_reads_its_tenants_events_and_proves_the_rest(admin: Client) -> None:
-    alice, tess = await admin.new_key("home", "alice"), await admin.new_key("home", "tess", m.Role.AUDITOR)
+    alice, tess = await admin.new_key("home", "alice"), await admin.new_key("home", "tess", Role.AUDITOR)
     bob = await admin.new_key("away", "bob")
     await alice.push("home/diary")
     await bob.push("away/poems")
@@ -264,7 +265,7 @@ async def test_a_repeated_write_is_answered_only_to_who_may_still_see_the_adapte
     alice, ed = await admin.new_key("home", "alice"), await admin.new_key("away", "ed")
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2, alias=None)
-    await alice.ask("grant", adapter="home/diary", principal="ed@away", role=m.GrantRole.EDITOR)
+    await alice.ask("grant", adapter="home/diary", principal="ed@away", role=GrantRole.EDITOR)
     write = {"reference": "home/diary@2", "alias": "stable", "idempotency_key": "once"}
     first = await ed.ask("promote", **write)
     assert await ed.ask("promote", **write) == first

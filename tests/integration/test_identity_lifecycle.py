@@ -13,8 +13,11 @@ from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, AliasMoved, InvalidRequest, RevisionInUse, RevisionRetired
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.identity import RevisionState
+from octavo_shared.messages.adapters import AdapterInfo, RevisionState
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.lifecycle import Promote, Retire
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Resolve
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Reference
@@ -73,7 +76,7 @@ async def test_a_canary_is_served_to_its_share_of_principals_and_sticks(admin: C
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2, alias="canary")
     await alice.ask("grant", adapter="home/diary", principal="*@away")
-    users = [await admin.new_key("away", f"user{one}", m.Role.USER) for one in range(24)]
+    users = [await admin.new_key("away", f"user{one}", Role.USER) for one in range(24)]
 
     async def served() -> list[int]:
         return list(await asyncio.gather(*(number(user) for user in users)))
@@ -136,7 +139,7 @@ async def test_an_alias_moves_only_from_what_was_expected(admin: Client) -> None
     # Of many at once that expect the same, one wins.
     tries = [alice.ask("promote", reference=f"home/diary@{1 + one % 2}", expected=3) for one in range(6)]
     results = await asyncio.gather(*tries, return_exceptions=True)
-    assert [type(result) for result in results].count(m.AdapterInfo) == 1
+    assert [type(result) for result in results].count(AdapterInfo) == 1
     assert sum(isinstance(result, AliasMoved) for result in results) == 5
 
 
@@ -213,19 +216,19 @@ async def test_what_was_retired_stays_so_when_the_head_and_the_view_have_forgott
     async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path / "identity") as one:
         await one.add_revisions("home/diary", 5)
         await one.catch_up()
-        key = m.Credential("a" * 16, bytes(32))
-        owner = KeyHead(key.key_id, key.secret_sha256, "alice@home", "home", m.Role.OWNER)
+        key = Credential("a" * 16, bytes(32))
+        owner = KeyHead(key.key_id, key.secret_sha256, "alice@home", "home", Role.OWNER)
         await one.heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, owner))
         # Nothing here comes to object storage.
         promoting, verbs = Promoting(one.desk, admission(ObjectStore(StoreSettings()), one.heads)), Verbs(one.desk)
-        await promoting.retire(m.Retire(credential=key, idempotency_key="1", adapter="home/diary", number=3))
+        await promoting.retire(Retire(credential=key, idempotency_key="1", adapter="home/diary", number=3))
         head = await one.add_revisions("home/diary", 80)
         assert 3 not in [stored.revision.number for stored in head.revisions]
         for is_caught_up in (False, True):
             for reference in ("home/diary@3", f"home/diary@{digest_of_number(3)}"):
                 with pytest.raises(RevisionRetired):
-                    await verbs.resolve(m.Resolve(credential=key, reference=reference))
-            promote = m.Promote(credential=key, idempotency_key="2", reference="home/diary@3")
+                    await verbs.resolve(Resolve(credential=key, reference=reference))
+            promote = Promote(credential=key, idempotency_key="2", reference="home/diary@3")
             with pytest.raises(RevisionRetired):
                 await promoting.promote(promote)
             assert (await one.desk.registry.select(head, Reference("home", "diary", 2))).revision.number == 2

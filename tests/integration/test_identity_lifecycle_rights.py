@@ -9,7 +9,9 @@ import pytest
 
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import OctavoError
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
 from support.identity_rig import Client, own_identity
 
 DENIED = "not_permitted"
@@ -34,26 +36,26 @@ async def admin(store_settings: StoreSettings, tmp_path: Path) -> AsyncIterator[
         yield client
 
 
-async def answer(who: Client, verb: str, fields: dict[str, Any], adapter: str) -> m.AdapterInfo | OctavoError:
+async def answer(who: Client, verb: str, fields: dict[str, Any], adapter: str) -> AdapterInfo | OctavoError:
     filled = {name: value.format(adapter) if isinstance(value, str) else value for name, value in fields.items()}
     try:
         info = await who.ask(verb, **filled)
     except OctavoError as error:
         return error
-    assert isinstance(info, m.AdapterInfo)
+    assert isinstance(info, AdapterInfo)
     return info
 
 
 async def test_only_the_owner_changes_what_is_served_and_others_learn_nothing(admin: Client) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
-    bob, tenant_user = await admin.new_key("away", "bob"), await admin.new_key("away", "erin", m.Role.USER)
-    dave, stranger = await admin.new_key("home", "dave", m.Role.USER), await admin.new_key("away", "mallory")
-    phone = await alice.new_key("home", "alice", m.Role.USER)
+    bob, tenant_user = await admin.new_key("away", "bob"), await admin.new_key("away", "erin", Role.USER)
+    dave, stranger = await admin.new_key("home", "dave", Role.USER), await admin.new_key("away", "mallory")
+    phone = await alice.new_key("home", "alice", Role.USER)
     revoked = await admin.new_key("home", "alice")
     await admin.ask("revoke_key", key_id=revoked.credential.key_id)
     unknown = Client(admin.bus, admin.store, msgspec.structs.replace(alice.credential, key_id="f" * 16))
     forged = Client(admin.bus, admin.store, msgspec.structs.replace(alice.credential, secret_sha256=bytes(32)))
-    none = Client(admin.bus, admin.store, m.Credential("", b""))
+    none = Client(admin.bus, admin.store, Credential("", b""))
     for name in ("home/diary", "home/letters"):
         await alice.push(name, 1)
         await alice.push(name, 2)
@@ -79,7 +81,7 @@ async def test_only_the_owner_changes_what_is_served_and_others_learn_nothing(ad
     assert (await alice.ask("history", adapter="home/diary")).entries == before
     for who, adapter in ((alice, "home/diary"), (phone, "home/letters")):
         for verb, fields in WRITES:
-            assert isinstance(await answer(who, verb, fields, adapter), m.AdapterInfo), verb
+            assert isinstance(await answer(who, verb, fields, adapter), AdapterInfo), verb
 
 
 async def test_a_branch_is_for_those_who_may_use_its_source(admin: Client) -> None:
@@ -87,7 +89,7 @@ async def test_a_branch_is_for_those_who_may_use_its_source(admin: Client) -> No
     bob, stranger = await admin.new_key("away", "bob"), await admin.new_key("away", "mallory")
     revoked = await admin.new_key("home", "alice")
     await admin.ask("revoke_key", key_id=revoked.credential.key_id)
-    none = Client(admin.bus, admin.store, m.Credential("", b""))
+    none = Client(admin.bus, admin.store, Credential("", b""))
     await alice.push("home/diary")
     await alice.ask("grant", adapter="home/diary", principal="bob@away")
     for who, tenant, code in [
@@ -104,4 +106,4 @@ async def test_a_branch_is_for_those_who_may_use_its_source(admin: Client) -> No
         assert refusals[0].code == code
     for who, tenant in ((alice, "home"), (bob, "away")):
         made = await answer(who, "branch", {"source": "{}", "adapter": f"{tenant}/mine"}, "home/diary")
-        assert isinstance(made, m.AdapterInfo)
+        assert isinstance(made, AdapterInfo)

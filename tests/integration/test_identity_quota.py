@@ -24,7 +24,8 @@ from octavo_shared.errors import (
     QuotaExceeded,
     from_refusal,
 )
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.grants import GrantRole
 from octavo_shared.messages.importing import ImportItem, ImportState
 from octavo_shared.messages.usage import LIMIT_MAX, Quota, Quotas, UsageRecord, UsageRow, day_of
 from octavo_shared.references import AdapterId, parse_reference
@@ -145,7 +146,7 @@ async def test_pushes_are_limited_by_the_day_and_others_are_not(admin: Client) -
     assert await refused(DailyQuotaExceeded, alice.ask("begin_upload", adapter="home/a")) == told
     assert await refused(DailyQuotaExceeded, alice.ask("branch", source="home/a", adapter="home/c")) == told
     # The tenant that the adapter is in counts, whoever pushes.
-    await alice.ask("grant", adapter="home/a", principal="bob@away", role=m.GrantRole.EDITOR)
+    await alice.ask("grant", adapter="home/a", principal="bob@away", role=GrantRole.EDITOR)
     assert await refused(DailyQuotaExceeded, bob.ask("begin_upload", adapter="home/a")) == told
     await bob.ask("branch", source="home/a", adapter="away/a")
     await alice.ask("promote", reference="home/a@1", alias="stable")
@@ -185,7 +186,7 @@ async def test_pushes_at_the_same_time_do_not_pass_a_limit_together_nor_fall_sho
     await limit(admin, adapters=3)
     tries = [commit(alice, name, upload) for name, upload in uploads.items()]
     done = await asyncio.gather(*tries, return_exceptions=True)
-    assert sum(isinstance(one, m.AdapterInfo) for one in done) == 3
+    assert sum(isinstance(one, AdapterInfo) for one in done) == 3
     assert {type(one) for one in done if isinstance(one, BaseException)} == {QuotaExceeded}
     # What failed for another reason takes no room.
     await limit(admin, adapters=4)
@@ -207,7 +208,7 @@ async def test_a_push_that_is_sent_twice_at_once_takes_room_once(admin: Client) 
         tries = [commit(alice, "home/a", upload, idempotency_key=f"once-{number}") for _ in range(2)]
         done = await asyncio.gather(*tries, return_exceptions=True)
         # The second one may come when the upload was taken already.
-        assert any(isinstance(one, m.AdapterInfo) for one in done)
+        assert any(isinstance(one, AdapterInfo) for one in done)
         assert not any(isinstance(one, QuotaExceeded) for one in done)
     for number in (3, 4):
         await alice.push("home/a", number)

@@ -14,7 +14,7 @@ from octavo_cli.processes import Process, answers_http, free_port
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
-from octavo_shared.messages.identity import AdapterInfo, AdapterList
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from support.adapters import TINY_FINGERPRINT

@@ -17,7 +17,9 @@ from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, NotPermitted, OctavoError, Unauthenticated
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.pushing import Commit
+from octavo_shared.messages.requests import Credential
 from octavo_shared.objects import ObjectStore
 from octavo_shared.pack import digest_of
 from support.adapters import TINY_FINGERPRINT
@@ -35,7 +37,7 @@ async def test_keys_are_refused_alike_when_unknown_wrong_or_revoked(admin: Clien
     wrong = msgspec.structs.replace(alice.credential, secret_sha256=bytes(32))
     unknown = msgspec.structs.replace(alice.credential, key_id="f" * 16)
     await admin.ask("revoke_key", key_id=alice.credential.key_id)
-    for bad in (wrong, unknown, alice.credential, m.Credential("../x", b"")):
+    for bad in (wrong, unknown, alice.credential, Credential("../x", b"")):
         with pytest.raises(Unauthenticated):
             await Client(admin.bus, admin.store, bad).ask("resolve")
 
@@ -45,7 +47,7 @@ async def test_nobody_gets_a_key_of_somebody_else(admin: Client) -> None:
     await carol.push("home/letters")
     for user in ("carol", "nobody-yet"):
         with pytest.raises(NotPermitted):
-            await alice.new_key("home", user, m.Role.USER)
+            await alice.new_key("home", user, Role.USER)
     with pytest.raises(NotPermitted):
         await alice.ask("revoke_key", key_id=carol.credential.key_id)
     assert (await carol.resolve("home/letters")).principal == "carol@home"
@@ -53,13 +55,13 @@ async def test_nobody_gets_a_key_of_somebody_else(admin: Client) -> None:
 
 async def test_everybody_issues_and_revokes_keys_of_their_own_that_do_no_more(admin: Client) -> None:
     alice = await admin.new_key("home", "alice")
-    phone = await alice.new_key("home", "alice", m.Role.USER)
-    assert (await phone.ask("resolve")).role is m.Role.USER
+    phone = await alice.new_key("home", "alice", Role.USER)
+    assert (await phone.ask("resolve")).role is Role.USER
     with pytest.raises(NotPermitted):
-        await phone.new_key("home", "alice", m.Role.OWNER)
+        await phone.new_key("home", "alice", Role.OWNER)
     with pytest.raises(NotPermitted):
         await phone.ask("revoke_key", key_id=alice.credential.key_id)
-    watch = await phone.new_key("home", "alice", m.Role.USER)
+    watch = await phone.new_key("home", "alice", Role.USER)
     await alice.ask("revoke_key", key_id=watch.credential.key_id)
     with pytest.raises(Unauthenticated):
         await watch.ask("resolve")
@@ -88,7 +90,7 @@ async def test_bytes_are_staged_only_for_an_upload_of_ones_own_that_is_young(adm
 
 async def test_an_adapter_is_located_for_its_owner_and_for_admins_only(admin: Client) -> None:
     alice, bob = await admin.new_key("home", "alice"), await admin.new_key("away", "bob")
-    carol, dave = await admin.new_key("home", "carol"), await admin.new_key("home", "dave", m.Role.USER)
+    carol, dave = await admin.new_key("home", "carol"), await admin.new_key("home", "dave", Role.USER)
     await alice.push("home/diary", 1)
     await alice.push("home/diary", 2)
     await alice.ask("grant", adapter="home/diary", principal="bob@away")
@@ -139,7 +141,7 @@ async def test_two_commits_of_one_upload_at_once_never_share_an_object(admin: Cl
     quotas = quota_keeper(desk, admin.bus)
     pushing = Pushing(desk, staging, keys, statements(heads, ids), admitting, quotas, 1 << 20)
     orders = [
-        m.Commit(
+        Commit(
             credential=alice.credential, idempotency_key=f"{dtype}", adapter="home/diary", upload_id=upload_id,
             served_base=TINY_FINGERPRINT, dtype=dtype,
         )

@@ -8,8 +8,8 @@ import pytest
 
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.identity import RevisionState
+from octavo_shared.messages.adapters import RevisionState
+from octavo_shared.messages.keys import Role
 from support.adapters import TINY_FINGERPRINT
 from support.identity_rig import Client, own_identity
 
@@ -69,7 +69,7 @@ async def test_adapters_are_found_by_what_they_are(admin: Client) -> None:
 
 async def test_a_search_shows_nobody_what_they_may_not_use_and_an_admin_a_whole_tenant(admin: Client) -> None:
     alice, carol = await admin.new_key("home", "alice"), await admin.new_key("home", "carol")
-    bob, dave = await admin.new_key("away", "bob"), await admin.new_key("home", "dave", m.Role.USER)
+    bob, dave = await admin.new_key("away", "bob"), await admin.new_key("home", "dave", Role.USER)
     await alice.push("home/diary", note="private words")
     await alice.ask("tag", adapter="home/diary", add=("work",))
     await alice.ask("grant", adapter="home/diary", principal="bob@away")

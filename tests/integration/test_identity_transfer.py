@@ -9,8 +9,8 @@ import pytest
 
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, NotPermitted, OctavoError
-from octavo_shared.messages import identity as m
 from octavo_shared.messages.grants import GrantRole
+from octavo_shared.messages.keys import Role
 from support.identity_rig import Client, own_identity
 
 DIARY = "home/diary"
@@ -94,7 +94,7 @@ async def test_the_old_owner_keeps_what_was_granted(alice: Client, bob: Client, 
 
 async def test_only_somebody_of_the_tenant_who_can_act_is_made_owner(admin: Client, alice: Client) -> None:
     await admin.new_key("away", "bob")
-    await admin.new_key("home", "tess", m.Role.AUDITOR)
+    await admin.new_key("home", "tess", Role.AUDITOR)
     gone = await admin.new_key("home", "gone")
     await admin.ask("revoke_key", key_id=gone.credential.key_id)
     await admin.new_key("home", "late", lifetime_s=1)
@@ -114,12 +114,12 @@ async def test_only_somebody_of_the_tenant_who_can_act_is_made_owner(admin: Clie
     assert (await alice.ask("transfer", adapter=DIARY, owner="alice@home")).owner == "alice@home"
     assert [kind for kind, _, _ in await kinds(alice)] == ["revision_added"], "what is so already is no event"
     # One that can act is enough, whatever became of the others.
-    await admin.new_key("home", "gone", m.Role.USER)
+    await admin.new_key("home", "gone", Role.USER)
     assert (await alice.ask("transfer", adapter=DIARY, owner="gone@home")).owner == "gone@home"
 
 
 async def test_an_admin_gives_it_to_others_and_takes_it_for_nobody(admin: Client, alice: Client, bob: Client) -> None:
-    root = await admin.new_key("home", "root", m.Role.ADMIN)
+    root = await admin.new_key("home", "root", Role.ADMIN)
     with pytest.raises(NotPermitted, match="take over"):
         await root.ask("transfer", adapter=DIARY, owner="root@home")
     told = await root.ask("transfer", adapter=DIARY, owner="bob@home", idempotency_key="once")

@@ -15,11 +15,15 @@ from octavo_identity.verbs import Verbs
 from octavo_shared import subjects
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import ListAdapters, RevisionState
+from octavo_shared.messages.grants import Grant
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Resolve
 from octavo_shared.references import Reference, parse_reference
 from support.identity_rig import Parts, digest_of_number, own_identity, own_nats, parts
 
-ALICE, BOB = m.Credential("a" * 16, bytes(32)), m.Credential("b" * 16, bytes(32))
+ALICE, BOB = Credential("a" * 16, bytes(32)), Credential("b" * 16, bytes(32))
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ async def one(tmp_path: Path) -> AsyncIterator[Parts]:
     """Identity's parts, where alice@home and bob@away have keys; the view follows only when told to."""
     async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path / "identity") as made:
         for credential, user, tenant in [(ALICE, "alice", "home"), (BOB, "bob", "away")]:
-            key = KeyHead(credential.key_id, credential.secret_sha256, f"{user}@{tenant}", tenant, m.Role.OWNER)
+            key = KeyHead(credential.key_id, credential.secret_sha256, f"{user}@{tenant}", tenant, Role.OWNER)
             event = RegistryEvent("key_issued", "identity", 1, 0, key)
             await made.heads.append(subjects.key_head(key.key_id), event)
         yield made
@@ -38,8 +42,8 @@ def view_file(tmp_path: Path) -> sqlite3.Connection:
     return sqlite3.connect(file, isolation_level=None)
 
 
-async def names_for(one: Parts, who: m.Credential, num_max: int = 100, after: str = "") -> list[str]:
-    request = m.ListAdapters(credential=who, num_max=num_max, after=after)
+async def names_for(one: Parts, who: Credential, num_max: int = 100, after: str = "") -> list[str]:
+    request = ListAdapters(credential=who, num_max=num_max, after=after)
     return [info.name for info in (await Verbs(one.desk).list(request)).adapters]
 
 
@@ -56,7 +60,7 @@ async def set_grants(one: Parts, name: str, *grants: str) -> None:
 async def number_of(one: Parts, number: int | None = None, digest: str | None = None) -> int:
     """Resolve a revision of home/diary."""
     reference = f"home/diary@{number if number is not None else digest}"
-    adapter = (await Verbs(one.desk).resolve(m.Resolve(credential=ALICE, reference=reference))).adapter
+    adapter = (await Verbs(one.desk).resolve(Resolve(credential=ALICE, reference=reference))).adapter
     assert adapter is not None
     assert adapter.adapter_id in adapter.object_key
     return adapter.revision
@@ -73,7 +77,7 @@ async def test_a_view_that_is_not_whole_yet_lists_nothing(one: Parts) -> None:
 async def test_a_view_without_the_callers_own_writes_lists_nothing(one: Parts) -> None:
     await one.add_revisions("home/diary", 1)
     await one.catch_up()
-    request = m.Grant(credential=ALICE, idempotency_key="1", adapter="home/diary", principal="bob@away")
+    request = Grant(credential=ALICE, idempotency_key="1", adapter="home/diary", principal="bob@away")
     await Verbs(one.desk).grant(request)
     with pytest.raises(DependencyUnavailable):
         await names_for(one, ALICE)
@@ -97,7 +101,7 @@ async def test_what_belongs_to_others_is_shown_as_it_is_now(one: Parts) -> None:
     await set_grants(one, "home/diary", "bob@away")
     await one.catch_up()
     await one.add_revisions("home/diary", 1)
-    (info,) = (await Verbs(one.desk).list(m.ListAdapters(credential=BOB))).adapters
+    (info,) = (await Verbs(one.desk).list(ListAdapters(credential=BOB))).adapters
     assert (info.num_revisions, info.aliases) == (2, {"serving": 2})
 
 
@@ -105,7 +109,7 @@ async def test_what_belongs_to_others_is_found_by_what_it_is_now(one: Parts) -> 
     await one.add_revisions("home/diary", 1)
     await set_grants(one, "home/diary", "bob@away")
     await one.catch_up()
-    search = m.ListAdapters(credential=BOB, state=m.RevisionState.SERVING)
+    search = ListAdapters(credential=BOB, state=RevisionState.SERVING)
     assert len((await Verbs(one.desk).list(search)).adapters) == 1
 
     async def unname(now: AdapterHead | None) -> Change:

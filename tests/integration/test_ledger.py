@@ -31,13 +31,14 @@ from octavo_shared.checkpoint import Checkpoint, Signer
 from octavo_shared.config import ConfigError, StoreSettings
 from octavo_shared.errors import AdapterNotFound, DependencyUnavailable, InvalidRequest, NotPermitted
 from octavo_shared.merkle import Tree, is_consistent
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.ledger import AuditPage, LedgerEvent
+from octavo_shared.messages.keys import Role
+from octavo_shared.messages.ledger import Audit, AuditPage, LedgerEvent, Prove
+from octavo_shared.messages.requests import Credential
 from support.command_world import alice_of, gateway, octavo
 from support.identity_rig import CountingHeads, Parts, data_keys, identity, own_identity, own_nats, parts
 
 SIGNER = Signer(bytes(32))
-ROOT_KEY = m.Credential("a" * 16, bytes(32))
+ROOT_KEY = Credential("a" * 16, bytes(32))
 
 
 async def test_revisions_are_proven_and_the_whole_is_audited_on_the_command_line(
@@ -130,7 +131,7 @@ async def test_a_proof_counts_at_once_for_what_was_just_pushed(store_settings: S
 async def one(tmp_path: Path) -> AsyncIterator[Parts]:
     """Identity's parts with an admin's key; the view and the ledger only do what they are told to."""
     async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path / "identity") as made:
-        key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", m.Role.ADMIN)
+        key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", Role.ADMIN)
         await made.heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, key))
         yield made
 
@@ -259,7 +260,7 @@ async def test_a_proof_waits_for_a_view_that_another_replicas_push_has_not_come_
     await one.add_revisions("home/diary", 1)
     await one.catch_up()
     await one.add_revisions("home/diary", 1)
-    request = m.Prove(credential=ROOT_KEY, reference="home/diary@2")
+    request = Prove(credential=ROOT_KEY, reference="home/diary@2")
     asking = asyncio.create_task(Proving(one.desk, ledger, one.signers).prove(request))
     async with asyncio.timeout(5):
         while one.projection._wanted < 3 and not asking.done():
@@ -281,7 +282,7 @@ async def test_a_stream_that_contradicts_what_was_signed_is_never_signed(one: Pa
     assert (await newest(one)).size == 2
     await one.catch_up()
     proving = Proving(one.desk, ledger, one.signers)
-    page = await proving.audit(m.Audit(credential=ROOT_KEY, first=1))
+    page = await proving.audit(Audit(credential=ROOT_KEY, first=1))
     with pytest.raises(NotProven):
         audit_page(page)
 
@@ -292,7 +293,7 @@ async def test_without_a_checkpoint_of_it_an_event_is_not_proven(one: Parts, mon
     await one.catch_up()
     proving = Proving(one.desk, ledger, one.signers)
     with pytest.raises(DependencyUnavailable, match="the ledger"):
-        await proving.audit(m.Audit(credential=ROOT_KEY, first=1))
+        await proving.audit(Audit(credential=ROOT_KEY, first=1))
 
 
 def audit_page(page: AuditPage) -> Checkpoint:
@@ -324,7 +325,7 @@ async def test_an_audit_names_the_event_that_was_changed_in_the_stream(one: Part
     await ledger.sign_behind()
     heads = TamperedHeads(one.heads._stream._bus, 1, one.keys)
     one.desk.heads = heads
-    request = m.Audit(credential=ROOT_KEY, first=1)
+    request = Audit(credential=ROOT_KEY, first=1)
     assert audit_page(await Proving(one.desk, ledger, one.signers).audit(request)).size == 10
     heads.sequence = 6
     page = await Proving(one.desk, ledger, one.signers).audit(request)
@@ -346,10 +347,10 @@ async def test_an_audit_names_the_event_that_the_stream_has_lost(sequence: int, 
         await one.catch_up()
         ledger = await ledger_of(one)
         await ledger.sign_behind()
-        key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", m.Role.ADMIN)
+        key = KeyHead(ROOT_KEY.key_id, ROOT_KEY.secret_sha256, "root@octavo", "octavo", Role.ADMIN)
         await heads.append(subjects.key_head(key.key_id), RegistryEvent("key_issued", "identity", 1, 0, key))
         await bus.jetstream.delete_msg(subjects.REGISTRY_STREAM, sequence)
-        page = await Proving(one.desk, ledger, one.signers).audit(m.Audit(credential=ROOT_KEY, first=1))
+        page = await Proving(one.desk, ledger, one.signers).audit(Audit(credential=ROOT_KEY, first=1))
         with pytest.raises(NotProven, match=f"event {sequence} is missing"):
             audit_page(page)
         projection.close()
@@ -363,7 +364,7 @@ async def test_a_large_audit_comes_in_pages(one: Parts, monkeypatch: pytest.Monk
     await ledger.sign_behind()
     auditor, num_pages = Auditor(Trusted(SIGNER.verifier)), 0
     while not auditor.is_done:
-        request = m.Audit(credential=ROOT_KEY, first=auditor.next_sequence, num_max=16)
+        request = Audit(credential=ROOT_KEY, first=auditor.next_sequence, num_max=16)
         page = await Proving(one.desk, ledger, one.signers).audit(request)
         assert sum(len(event.data) for event in page.events) < 40_000
         auditor.take(page)

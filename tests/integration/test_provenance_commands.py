@@ -25,7 +25,7 @@ from octavo_identity.ids import Ids, load_secret
 from octavo_shared import dsse
 from octavo_shared.config import StoreSettings
 from octavo_shared.dsse import Envelope, Signer
-from octavo_shared.messages.identity import UploadBegun
+from octavo_shared.messages.pushing import UploadBegun
 from octavo_shared.provenance import Facts
 from support.adapters import write_adapter
 from support.command_world import pushing_world

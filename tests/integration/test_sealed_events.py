@@ -18,7 +18,7 @@ from octavo_identity.search import Search
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterErased, DependencyUnavailable, RevisionConflict
-from octavo_shared.messages.identity import ListAdapters
+from octavo_shared.messages.adapters import ListAdapters
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.references import AdapterId, parse_reference
 from octavo_shared.sealed_event import EventNotOpened, StoredEvent, event_key, open_event

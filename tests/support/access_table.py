@@ -17,9 +17,9 @@ import msgspec
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Signer
 from octavo_shared.manifest import publish_base
-from octavo_shared.messages import identity as m
 from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.importing import ImportItem
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.usage import Quota
 from octavo_shared.references import Fingerprint
 from support.access_world import LIVE, AccessWorld, KeyText, Person, Who
@@ -167,7 +167,7 @@ async def _rotate(cell: Cell) -> dict[str, Any]:
 
 
 async def _key_of_others(cell: Cell) -> str:
-    return (await cell.world.issue("carol@home", m.Role.USER)).key_id
+    return (await cell.world.issue("carol@home", Role.USER)).key_id
 
 
 async def _rotate_of_others(cell: Cell) -> dict[str, Any]:
@@ -194,7 +194,7 @@ async def _signer_of(cell: Cell, principal: str) -> dict[str, Any]:
     """Return a signing key to revoke; only where that succeeds there is one."""
     if cell.expected != "yes":
         return {"key_id": "0" * 64}
-    key = await cell.world.issue(principal, m.Role.OWNER)
+    key = await cell.world.issue(principal, Role.OWNER)
     client = Client(cell.world.admin.bus, cell.world.admin.store, key.credential)
     return {"key_id": (await client.ask("register_signer", public_key=_fresh_pem())).key_id}
 

@@ -14,8 +14,9 @@ from octavo_identity.records import KeyHead, RegistryEvent
 from octavo_shared import subjects
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.keys import Scope
+from octavo_shared.messages.grants import GrantRole
+from octavo_shared.messages.keys import Role, Scope
+from octavo_shared.messages.requests import Credential
 from support.identity_rig import Client, own_identity
 
 OWNER = "alice@home"
@@ -60,8 +61,8 @@ class KeyText:
         return f"oct_{self.key_id}_{self.secret.hex()}"
 
     @property
-    def credential(self) -> m.Credential:
-        return m.Credential(self.key_id, hashlib.sha256(self.secret).digest())
+    def credential(self) -> Credential:
+        return Credential(self.key_id, hashlib.sha256(self.secret).digest())
 
     @classmethod
     def fresh(cls) -> "KeyText":
@@ -74,7 +75,7 @@ class Person:
 
     who: Who
     principal: str
-    role: m.Role
+    role: Role
     scopes: tuple[Scope, ...]
     adapters: str
     key: KeyText
@@ -107,7 +108,7 @@ class AccessWorld:
         """Return another key of the same principal, narrowed in the same way."""
         return await self.issue(person.principal, person.role, person.scopes, person.adapters)
 
-    async def issue(self, principal: str, role: m.Role, scopes: tuple[Scope, ...] = (), adapters: str = "") -> KeyText:
+    async def issue(self, principal: str, role: Role, scopes: tuple[Scope, ...] = (), adapters: str = "") -> KeyText:
         key = KeyText.fresh()
         user, _, tenant = principal.partition("@")
         await self.admin.ask(
@@ -119,28 +120,28 @@ class AccessWorld:
     async def expired(self) -> KeyText:
         """Return a key of alice's whose time is over since a moment ago."""
         key, now_ms = KeyText.fresh(), wall_ms()
-        head = KeyHead(key.key_id, key.credential.secret_sha256, OWNER, "home", m.Role.OWNER,
+        head = KeyHead(key.key_id, key.credential.secret_sha256, OWNER, "home", Role.OWNER,
                        issued_at_ms=now_ms - 1_000, expires_at_ms=now_ms)  # fmt: skip
         event = RegistryEvent("key_issued", "admin@octavo", now_ms, 0, head)
         await HeadStore(self.admin.bus, 1).append(subjects.key_head(key.key_id), event)
         return key
 
 
-_KINDS: dict[Who, tuple[str, m.Role, tuple[Scope, ...], str]] = {
-    Who.OWNER: (OWNER, m.Role.OWNER, (), ""),
-    Who.EDITOR: ("ed@away", m.Role.OWNER, (), ""),
-    Who.USER: ("una@away", m.Role.OWNER, (), ""),
-    Who.AUDITOR: ("abe@away", m.Role.OWNER, (), ""),
-    Who.TENANT_AUDITOR: ("tess@home", m.Role.AUDITOR, (), ""),
-    Who.ADMIN: ("root@home", m.Role.ADMIN, (), ""),
-    Who.OTHER: ("mallory@away", m.Role.OWNER, (), ""),
-    Who.ONLY_USE: (OWNER, m.Role.OWNER, (Scope.USE,), ""),
-    Who.ONLY_PUSH: (OWNER, m.Role.OWNER, (Scope.PUSH,), ""),
-    Who.ONLY_MANAGE: (OWNER, m.Role.OWNER, (Scope.MANAGE,), ""),
-    Who.ONLY_AUDIT: (OWNER, m.Role.OWNER, (Scope.AUDIT,), ""),
-    Who.ELSEWHERE: (OWNER, m.Role.OWNER, (), "home/elsewhere*"),
+_KINDS: dict[Who, tuple[str, Role, tuple[Scope, ...], str]] = {
+    Who.OWNER: (OWNER, Role.OWNER, (), ""),
+    Who.EDITOR: ("ed@away", Role.OWNER, (), ""),
+    Who.USER: ("una@away", Role.OWNER, (), ""),
+    Who.AUDITOR: ("abe@away", Role.OWNER, (), ""),
+    Who.TENANT_AUDITOR: ("tess@home", Role.AUDITOR, (), ""),
+    Who.ADMIN: ("root@home", Role.ADMIN, (), ""),
+    Who.OTHER: ("mallory@away", Role.OWNER, (), ""),
+    Who.ONLY_USE: (OWNER, Role.OWNER, (Scope.USE,), ""),
+    Who.ONLY_PUSH: (OWNER, Role.OWNER, (Scope.PUSH,), ""),
+    Who.ONLY_MANAGE: (OWNER, Role.OWNER, (Scope.MANAGE,), ""),
+    Who.ONLY_AUDIT: (OWNER, Role.OWNER, (Scope.AUDIT,), ""),
+    Who.ELSEWHERE: (OWNER, Role.OWNER, (), "home/elsewhere*"),
 }
-_GRANTED = {Who.EDITOR: m.GrantRole.EDITOR, Who.USER: m.GrantRole.USER, Who.AUDITOR: m.GrantRole.AUDITOR}
+_GRANTED = {Who.EDITOR: GrantRole.EDITOR, Who.USER: GrantRole.USER, Who.AUDITOR: GrantRole.AUDITOR}
 
 
 @asynccontextmanager
@@ -153,7 +154,7 @@ async def access_world(settings: StoreSettings, folder: Path) -> AsyncIterator[A
             principal, role, scopes, adapters = _KINDS[who]
             key = await world.issue(principal, role, scopes, adapters)
             world.people[who] = _person(world, who, key, (principal, role, scopes, adapters))
-        revoked, forged = await world.issue(OWNER, m.Role.OWNER), await world.issue(OWNER, m.Role.OWNER)
+        revoked, forged = await world.issue(OWNER, Role.OWNER), await world.issue(OWNER, Role.OWNER)
         await admin.ask("revoke_key", key_id=revoked.key_id)
         keys = {
             Who.EXPIRED: await world.expired(),
@@ -172,6 +173,6 @@ async def access_world(settings: StoreSettings, folder: Path) -> AsyncIterator[A
         yield world
 
 
-def _person(world: AccessWorld, who: Who, key: KeyText, kind: tuple[str, m.Role, tuple[Scope, ...], str]) -> Person:
-    credential = m.Credential("", b"") if who is Who.NO_KEY else key.credential
+def _person(world: AccessWorld, who: Who, key: KeyText, kind: tuple[str, Role, tuple[Scope, ...], str]) -> Person:
+    credential = Credential("", b"") if who is Who.NO_KEY else key.credential
     return Person(who, *kind, key, Client(world.admin.bus, world.admin.store, credential))

@@ -15,7 +15,7 @@ from octavo_gateway.service import Gateway
 from octavo_gateway.settings import GatewaySettings
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.keys import Role
 from support.adapters import TINY_FINGERPRINT
 from support.fakes import Exchange, FakeWorker
 from support.identity_rig import Client, own_identity
@@ -66,7 +66,7 @@ async def alice_of(admin: Client) -> tuple[Client, str]:
     """Return alice@home, and the text of her key."""
     text, fresh = new_key()
     await admin.ask(
-        "issue_key", tenant="home", user="alice", role=m.Role.OWNER, key_id=fresh.key_id,
+        "issue_key", tenant="home", user="alice", role=Role.OWNER, key_id=fresh.key_id,
         secret_sha256=fresh.secret_sha256,
     )  # fmt: skip
     return Client(admin.bus, admin.store, fresh), text

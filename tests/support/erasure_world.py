@@ -12,7 +12,7 @@ from octavo_cli.local_servers import S3Server
 from octavo_shared import dsse
 from octavo_shared.config import StoreSettings
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.privacy import RECEIPT_TYPE, Erased, Receipt
 from support.fake_engine import FakeEngine
 from support.identity_rig import Client, identity, own_nats

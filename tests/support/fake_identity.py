@@ -7,51 +7,40 @@ from octavo_shared.bases import base_label
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, InvalidRequest, Unauthenticated
 from octavo_shared.key_transport import answer_to
+from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters, Revision
 from octavo_shared.messages.bases import BaseInfo, BaseList, BaseState, ListBases
-from octavo_shared.messages.evaluation import Evaluate, Evaluation, Gates, GetGate, ListEvaluations, SetGate
+from octavo_shared.messages.evaluation import (
+    Evaluate,
+    Evaluation,
+    EvaluationList,
+    Gates,
+    GetGate,
+    ListEvaluations,
+    SetGate,
+)
 from octavo_shared.messages.fleet import Demand, EvictCommand, EvictReport, View, ViewCommand
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import (
-    VERBS,
-    AdapterInfo,
-    AdapterList,
-    BeginUpload,
-    Branch,
-    CheckUpload,
-    Commit,
-    CreateTenant,
-    Credential,
-    EvaluationList,
-    Grant,
-    History,
-    HistoryEntry,
-    HistoryList,
+from octavo_shared.messages.grants import Grant, Revoke
+from octavo_shared.messages.history import History, HistoryEntry, HistoryList
+from octavo_shared.messages.identity import VERBS
+from octavo_shared.messages.keys import (
     IssueKey,
     KeyInfo,
     KeyIssued,
     KeyList,
-    ListAdapters,
     ListKeys,
-    Locate,
-    Promote,
-    Resolution,
-    Resolve,
-    Retire,
-    Revision,
-    Revoke,
     RevokeKey,
     Role,
-    Rollback,
     RotateKey,
-    Tag,
-    TenantCreated,
-    Unalias,
-    UploadBegun,
-    UploadChecked,
+    Scope,
     Whoami,
 )
-from octavo_shared.messages.keys import Scope
+from octavo_shared.messages.lifecycle import Branch, Promote, Retire, Rollback, Tag, Unalias
 from octavo_shared.messages.privacy import DataKey, Unwrap
+from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Locate, Resolution, Resolve
+from octavo_shared.messages.tenants import CreateTenant, TenantCreated
 from octavo_shared.messages.usage import DayUsage, GetUsage, Quotas, QuotaUse, SetQuota, TenantQuotas, Usage
 from octavo_shared.references import AdapterId, Digest, TenantId, WorkerId, parse_reference
 from support.fakes import BASE, BASE_NAME

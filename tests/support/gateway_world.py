@@ -17,7 +17,7 @@ from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import publish_base
 from octavo_shared.messages.fleet import Placed
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.objects import ObjectStore
 from support.fake_identity import FakeIdentity, FakeResidency
 from support.fakes import FakeWorker, Script, tiny_manifest, tiny_tokenizer

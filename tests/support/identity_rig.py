@@ -37,9 +37,13 @@ from octavo_shared.config import StoreSettings
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.key_transport import Question
 from octavo_shared.manifest import publish_base
-from octavo_shared.messages import identity as m
+from octavo_shared.messages.adapters import AdapterInfo, Revision
 from octavo_shared.messages.generation import AdapterHandle
+from octavo_shared.messages.identity import VERBS
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.privacy import DataKey, Erasures, ErasuresSince, Unwrap
+from octavo_shared.messages.requests import Credential
+from octavo_shared.messages.resolving import Resolution
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Digest, parse_reference
 from octavo_shared.seal import open_sealed, pack_context, seal, staging_context
@@ -58,9 +62,9 @@ async def own_nats(folder: Path) -> AsyncIterator[NatsServer]:
         await server.stop()
 
 
-def credential(text: str) -> m.Credential:
+def credential(text: str) -> Credential:
     _, key_id, secret = text.split("_")
-    return m.Credential(key_id, hashlib.sha256(bytes.fromhex(secret)).digest())
+    return Credential(key_id, hashlib.sha256(bytes.fromhex(secret)).digest())
 
 
 @dataclass
@@ -69,21 +73,21 @@ class Client:
 
     bus: Bus
     store: ObjectStore
-    credential: m.Credential
+    credential: Credential
 
     async def ask(self, verb: str, **fields: Any) -> Any:
-        kind, reply = m.VERBS[verb]
+        kind, reply = VERBS[verb]
         if "idempotency_key" in kind.__struct_fields__:
             fields.setdefault("idempotency_key", secrets.token_hex(8))
         request = kind(credential=self.credential, **fields)
         return await self.bus.request(subjects.identity(verb), request, reply, timeout_s=15, who="identity")
 
-    async def new_key(self, tenant: str, user: str, role: m.Role = m.Role.OWNER, **narrowing: Any) -> "Client":
+    async def new_key(self, tenant: str, user: str, role: Role = Role.OWNER, **narrowing: Any) -> "Client":
         secret, key_id = secrets.token_bytes(32), secrets.token_hex(8)
         digest = hashlib.sha256(secret).digest()
         who = {"tenant": tenant, "user": user, "role": role, "key_id": key_id, "secret_sha256": digest}
         await self.ask("issue_key", **who, **narrowing)
-        return Client(self.bus, self.store, m.Credential(key_id, digest))
+        return Client(self.bus, self.store, Credential(key_id, digest))
 
     async def stage(self, adapter: str, seed: int = 0, config: bytes | None = None) -> str:
         begun = await self.ask("begin_upload", adapter=adapter)
@@ -113,16 +117,16 @@ class Client:
         answer = await self.bus.request(subjects.identity("unwrap"), order, DataKey, timeout_s=15)
         return question.open(answer.sealed)
 
-    async def push(self, adapter: str, seed: int = 0, **fields: Any) -> m.AdapterInfo:
+    async def push(self, adapter: str, seed: int = 0, **fields: Any) -> AdapterInfo:
         upload_id = await self.stage(adapter, seed)
         fields.setdefault("served_base", TINY_FINGERPRINT)
         info = await self.ask("commit", adapter=adapter, upload_id=upload_id, **fields)
-        assert isinstance(info, m.AdapterInfo)
+        assert isinstance(info, AdapterInfo)
         return info
 
-    async def resolve(self, reference: str) -> m.Resolution:
+    async def resolve(self, reference: str) -> Resolution:
         resolution = await self.ask("resolve", reference=reference)
-        assert isinstance(resolution, m.Resolution)
+        assert isinstance(resolution, Resolution)
         return resolution
 
 
@@ -221,7 +225,7 @@ class Parts:
             head = now or AdapterHead(adapter_id, self.ids.tenant(reference.tenant), name, "alice@home", 0, (), {})
             number = head.num_revisions + 1
             digest = digest_of_number(number)
-            revision = m.Revision(number, digest, TINY_FINGERPRINT, 1, 4, 2, "F32", "alice@home", 1)
+            revision = Revision(number, digest, TINY_FINGERPRINT, 1, 4, 2, "F32", "alice@home", 1)
             stored = StoredRevision(revision, object_key(adapter_id, number, "a" * 8, "b" * 8))
             return Change("revision_added", with_revision(head, stored), "", stored)
 

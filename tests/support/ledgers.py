@@ -10,7 +10,8 @@ from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, StoredR
 from octavo_shared import subjects
 from octavo_shared.checkpoint import Signer
 from octavo_shared.merkle import Tree
-from octavo_shared.messages.identity import Revision, Role
+from octavo_shared.messages.adapters import Revision
+from octavo_shared.messages.keys import Role
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
 from octavo_shared.references import AdapterId, Digest, TenantId
 from octavo_shared.sealed_event import event_key

@@ -16,7 +16,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.credentials import read_credentials
 from octavo_shared.messages.fleet import View, ViewCommand
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.pack import PEFT_PREFIX
 from octavo_shared.permissions import BusRole
 from octavo_shared.safetensors_form import RawTensor, write_tensors

@@ -4,7 +4,7 @@ import pytest
 from octavo_identity import access
 from octavo_identity.records import AdapterHead, KeyHead
 from octavo_shared.errors import AdapterNotFound, NotPermitted
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.references import AdapterId, TenantId
 
 

@@ -12,8 +12,8 @@ from octavo_identity.bases import Book, state_of, superseded
 from octavo_identity.records import AdapterHead, BasesHead, RegisteredBase, StoredRevision
 from octavo_shared.bases import base_label, find_base, labels_of
 from octavo_shared.errors import BaseRetired, BaseUnknown, InvalidRequest
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.bases import BaseState
-from octavo_shared.messages.identity import Revision
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 
 OLD, NEW, NEWER = (Fingerprint(f"sha256:{mark * 64}") for mark in "abc")

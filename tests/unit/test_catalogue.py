@@ -6,7 +6,7 @@ import pytest
 from octavo_identity.catalogue import Catalogue, Hint, Position
 from octavo_identity.records import AdapterHead, RegistryEvent, StoredRevision, object_key
 from octavo_identity.search import Search
-from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.references import AdapterId, Digest, TenantId
 from support.adapters import TINY_FINGERPRINT
 

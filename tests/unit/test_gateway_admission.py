@@ -5,7 +5,7 @@ import pytest
 from octavo_gateway.admission import Admission, RateLimit
 from octavo_gateway.credentials import credential_of, new_key
 from octavo_shared.errors import NoWorker, Overloaded, Unauthenticated
-from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.requests import Credential
 
 ALICE, BOB = Credential("a", b"1"), Credential("b", b"2")
 

@@ -12,8 +12,8 @@ from octavo_identity import ranges
 from octavo_identity.evaluations import is_known, with_evaluation
 from octavo_identity.gating import is_gated, objections, was_released
 from octavo_identity.records import EVALUATIONS_IN_HEAD_MAX, AdapterHead
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Evaluation, Gate, Metric, Rule, Score
-from octavo_shared.messages.identity import Revision
 from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
 
 SUITES = tuple(Digest(f"sha256:{suite:064x}") for suite in range(3))

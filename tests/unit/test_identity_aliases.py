@@ -5,7 +5,7 @@ from octavo_identity.aliases import ALIASES_MAX, TRAIL_MAX, alias_for, moved, mo
 from octavo_identity.records import REVISIONS_IN_HEAD_MAX, AdapterHead, StoredRevision
 from octavo_identity.states import RETIRED_RANGES_MAX, is_retired, state_of, with_retired
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages.identity import Revision, RevisionState
+from octavo_shared.messages.adapters import Revision, RevisionState
 from octavo_shared.references import AdapterId, Digest, TenantId
 from support.adapters import TINY_FINGERPRINT
 

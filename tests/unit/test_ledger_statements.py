@@ -22,8 +22,8 @@ from octavo_shared import dsse, evaluation_statement, provenance, subjects
 from octavo_shared.checkpoint import Checkpoint
 from octavo_shared.dsse import Envelope, Signer
 from octavo_shared.lora_config import LoraConfig
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Evaluation, Metric, Score
-from octavo_shared.messages.identity import Revision
 from octavo_shared.messages.ledger import LedgerEvent, SignerProof
 from octavo_shared.provenance import Made
 from octavo_shared.references import AdapterId, Digest, TenantId

@@ -11,7 +11,7 @@ from octavo_identity.building import build, read_back
 from octavo_shared import dsse, provenance
 from octavo_shared.dsse import Signer
 from octavo_shared.errors import AdapterRefused, BaseMismatch
-from octavo_shared.messages.identity import UploadBegun
+from octavo_shared.messages.pushing import UploadBegun
 from octavo_shared.provenance import Facts
 from octavo_shared.references import Digest, Fingerprint
 from octavo_shared.safetensors_form import write_tensors

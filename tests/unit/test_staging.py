@@ -8,7 +8,8 @@ from octavo_identity.building import Built, build, read_back
 from octavo_identity.staging import Staging
 from octavo_shared.errors import AdapterRefused, InvalidRequest
 from octavo_shared.manifest import BaseManifest
-from octavo_shared.messages.identity import Commit, Credential
+from octavo_shared.messages.pushing import Commit
+from octavo_shared.messages.requests import Credential
 from octavo_shared.objects import ObjectMissing, ObjectStore
 from octavo_shared.pack import digest_of
 from octavo_shared.seal import seal, staging_context

@@ -21,7 +21,7 @@ from octavo_identity.usage_tables import (
     tenant_usage,
     usage_position,
 )
-from octavo_shared.messages.identity import Revision
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.usage import DAY_MS, Quotas, UsageRecord, UsageRow, left_of_day_s
 from octavo_shared.references import AdapterId, Digest, TenantId
 from support.adapters import TINY_FINGERPRINT

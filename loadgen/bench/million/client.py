@@ -12,10 +12,13 @@ from octavo_shared import dsse, provenance, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import CheckpointRefused, Verifier
 from octavo_shared.errors import InvalidRequest
-from octavo_shared.messages import identity as m
-from octavo_shared.messages.keys import Role
-from octavo_shared.messages.ledger import RevisionProof
+from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.keys import IssueKey, KeyIssued, Role
+from octavo_shared.messages.ledger import Prove, RevisionProof
+from octavo_shared.messages.lifecycle import Tag
 from octavo_shared.messages.provenance import GetProvenance, Provenance
+from octavo_shared.messages.resolving import Resolution, Resolve
+from octavo_shared.messages.tenants import CreateTenant, TenantCreated
 from octavo_shared.references import Digest, parse_reference
 
 _TIMEOUT_S = 10.0
@@ -40,32 +43,32 @@ class Client:
         admin = key_credential(admin_key)
         for number in range(self._population.num_tenants):
             tenant, key = self._population.tenant(number), self._population.credential(number)
-            create = m.CreateTenant(credential=admin, idempotency_key=tenant, tenant=tenant)
-            await self._ask("create_tenant", create, m.TenantCreated)
-            issue = m.IssueKey(
+            create = CreateTenant(credential=admin, idempotency_key=tenant, tenant=tenant)
+            await self._ask("create_tenant", create, TenantCreated)
+            issue = IssueKey(
                 credential=admin, idempotency_key=tenant, tenant=tenant, user="owner", role=Role.OWNER,
                 key_id=key.key_id, secret_sha256=key.secret_sha256,
             )  # fmt: skip
-            await self._ask("issue_key", issue, m.KeyIssued)
+            await self._ask("issue_key", issue, KeyIssued)
 
     async def resolve(self, number: int) -> None:
         """Resolve an adapter as a request for it would, and hold the answer against what was registered."""
         name, key = self._population.adapter(number), self._population.credential_of(number)
-        found = await self._ask("resolve", m.Resolve(credential=key, reference=name), m.Resolution)
+        found = await self._ask("resolve", Resolve(credential=key, reference=name), Resolution)
         if found.adapter is None or (found.adapter.revision, found.adapter.digest) != (1, self._digest):
             raise WrongAnswer(f"{name} was resolved to {found.adapter}")
 
     async def tag(self, number: int) -> None:
         """Write to an adapter: one event."""
         name, key = self._population.adapter(number), self._population.credential_of(number)
-        tag = m.Tag(credential=key, idempotency_key=secrets.token_hex(8), adapter=name, add=("tagged",))
-        await self._ask("tag", tag, m.AdapterInfo)
+        tag = Tag(credential=key, idempotency_key=secrets.token_hex(8), adapter=name, add=("tagged",))
+        await self._ask("tag", tag, AdapterInfo)
 
     async def check_ledger(self, number: int) -> None:
         """Hold an adapter's event against the ledger's signed root, and its statement against the registry's key."""
         name, key = self._population.adapter(number), self._population.credential_of(number)
         revision = parse_reference(f"{name}@1")
-        proof = await self._ask("prove", m.Prove(credential=key, reference=str(revision)), RevisionProof)
+        proof = await self._ask("prove", Prove(credential=key, reference=str(revision)), RevisionProof)
         stated = await self._ask("provenance", GetProvenance(credential=key, reference=str(revision)), Provenance)
         try:
             check_revision(proof, revision, Trusted(Verifier.parse(proof.signed.public_key)))

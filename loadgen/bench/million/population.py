@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
-from octavo_shared.messages.identity import Credential
+from octavo_shared.messages.requests import Credential
 
 
 @dataclass(frozen=True)

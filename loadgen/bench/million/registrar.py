@@ -48,7 +48,7 @@ from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
 from octavo_shared.credentials import read_credentials
-from octavo_shared.messages.identity import Commit
+from octavo_shared.messages.pushing import Commit
 from octavo_shared.objects import ObjectStore
 from octavo_shared.permissions import BusRole
 from octavo_shared.service import spare_collections

@@ -18,7 +18,7 @@ from octavo_cli.demo.screen import Screen
 from octavo_cli.demo.training import train
 from octavo_cli.demo.tree import trace_tree
 from octavo_cli.supervisor import LocalFleet
-from octavo_shared.messages.identity import Role
+from octavo_shared.messages.keys import Role
 from octavo_shared.permissions import BusRole
 
 QUESTION = "What did you do this afternoon?"

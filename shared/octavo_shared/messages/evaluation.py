@@ -5,6 +5,8 @@ from enum import StrEnum
 import msgspec
 
 from octavo_shared.envelopes import Envelope
+from octavo_shared.messages.adapters import Revision, RevisionState
+from octavo_shared.messages.provenance import StatementSigner
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import Digest, Fingerprint
 
@@ -105,6 +107,25 @@ class ListEvaluations(Request, frozen=True, kw_only=True):
     reference: str
     num_max: int = 100
     with_statements: bool = False
+
+
+class EvaluationEntry(msgspec.Struct, frozen=True):
+    """``sequence`` is that of its event. ``envelope`` and ``signers`` are as in ``Provenance``, if they were wanted."""
+
+    evaluation: Evaluation
+    sequence: int
+    envelope: Envelope | None = None
+    signers: tuple[StatementSigner, ...] = ()
+
+
+class EvaluationList(msgspec.Struct, frozen=True):
+    """A revision and its evaluations, newest first; ``is_whole`` unless there are more of them."""
+
+    name: str
+    revision: Revision
+    state: RevisionState
+    evaluations: tuple[EvaluationEntry, ...]
+    is_whole: bool = True
 
 
 class GetGate(Request, frozen=True, kw_only=True):

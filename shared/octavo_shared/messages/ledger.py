@@ -6,6 +6,7 @@ The ledger is one Merkle tree over the registry stream: the event at sequence ``
 import msgspec
 
 from octavo_shared.merkle import hash_leaf
+from octavo_shared.messages.requests import Request
 from octavo_shared.references import Digest
 
 AUDIT_EVENTS_MAX = 128
@@ -50,6 +51,16 @@ class SignerProof(msgspec.Struct, frozen=True):
     inclusion: tuple[bytes, ...]
 
 
+class Prove(Request, frozen=True, kw_only=True):
+    """Ask for the event that made the revision ``reference``, and for what proves that it is in the ledger.
+
+    ``old_size`` is the size of the newest checkpoint that the caller has seen (0: none).
+    """
+
+    reference: str
+    old_size: int = 0
+
+
 class RevisionProof(msgspec.Struct, frozen=True):
     """The event that made a revision, the path from it to the checkpoint's root, and what identity says that it is.
 
@@ -65,6 +76,14 @@ class RevisionProof(msgspec.Struct, frozen=True):
     signed: SignedRoot
     signers: tuple[SignerProof, ...] = ()
     event_key: bytes = b""
+
+
+class Audit(Request, frozen=True, kw_only=True):
+    """Ask for ``num_max`` or fewer events of all tenants, from sequence ``first`` on; ``old_size`` as in ``Prove``."""
+
+    first: int
+    num_max: int = AUDIT_EVENTS_MAX
+    old_size: int = 0
 
 
 class AuditPage(msgspec.Struct, frozen=True):
