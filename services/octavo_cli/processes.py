@@ -16,9 +16,11 @@ _POLL_S = 0.05
 _LOG_TAIL_LINES = 20
 _SERVER_PORTS = (10_000, 32_768)
 """Above what well-known services use, below where Linux takes the ports of outgoing connections from."""
-_PORT_TRIES_MAX = 1_000
-_handed_out: set[int] = set()
-"""No port twice from one process: whoever was given it may not have bound it yet."""
+_BLOCK_PORTS = 64
+_BLOCK_TRIES_MAX = 4_000
+_own_ports: list[int] = []
+"""Ports of the block that this process holds, which were not handed out yet."""
+os.register_at_fork(after_in_child=lambda: _own_ports.clear())
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a local Octavo in order: Ctrl-C, a polite kill, and a terminal that was closed."""
@@ -40,18 +42,25 @@ def script(name: str) -> str:
 def free_port() -> int:
     """Return a TCP port of loopback that is free, and that nothing but a server will want before it is bound.
 
-    No port comes twice. It is not what the kernel hands out for port 0: those are the ports of outgoing connections
-    too, and a server with a dozen ports to bind was seen to lose one of them to a connection while it started.
+    No port comes twice, whichever processes ask: whoever was given it may not have bound it yet, or stop its server and
+    start it again. Each process has blocks of ports of its own; it holds the first port of each until it ends.
+
+    It is not what the kernel hands out for port 0: those are the ports of outgoing connections too, and a server with a
+    dozen ports to bind was seen to lose one of them to a connection while it started.
     """
-    for _ in range(_PORT_TRIES_MAX):
-        port = random.randrange(*_SERVER_PORTS)
-        if port in _handed_out:
-            continue
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            _handed_out.add(port)
-            return port
-    raise StartFailed(f"no free port from {_SERVER_PORTS[0]} to {_SERVER_PORTS[1]} on loopback")
+    begin, end = _SERVER_PORTS
+    for _ in range(_BLOCK_TRIES_MAX):
+        while _own_ports:
+            port = _own_ports.pop()
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+        first = random.randrange(begin, end - _BLOCK_PORTS + 1, _BLOCK_PORTS)
+        with socket.socket() as holder, contextlib.suppress(OSError):
+            holder.bind(("127.0.0.1", first))
+            holder.detach()  # open until the process ends
+            _own_ports.extend(random.sample(range(first + 1, first + _BLOCK_PORTS), _BLOCK_PORTS - 1))
+    raise StartFailed(f"no free port from {begin} to {end} on loopback")
 
 
 class Process:
