@@ -129,7 +129,13 @@ class Pushing:
         await self._admission.check_push(request.served_base, request.declared_base)
         offered = await self._statements.open(request.statement, key.principal)
         await self._check_gate(reference, head, _unbuilt(head, request), request.alias)
-        built = await self._staging.build(request)
+        try:
+            built = await self._staging.build(request)
+        except InvalidRequest:
+            # Another replica may have been given the same request, and what was staged goes once it is committed.
+            if made := await self._desk.registry.repeated(reference, mark):
+                return Committed(made, key)
+            raise
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
         for _ in range(_COMMIT_ATTEMPTS_MAX):

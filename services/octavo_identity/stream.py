@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
-from nats.js.api import RawStreamMsg, StreamConfig
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js import JetStreamContext
+from nats.js.api import PubAck, RawStreamMsg, StreamConfig
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
@@ -24,7 +25,10 @@ _OTHER_CONFIGURATION = 10058
 _NO_SUCH_SEQUENCE = 10043
 _TIMEOUT_S = 4.0
 _ASK_S = 1.0
-"""A read that is not answered is sent again: whoever was to answer may be gone, and another one lead since."""
+"""What is not answered is sent again: whoever was to answer may be gone, and another one lead since."""
+_UNANSWERED = (NatsTimeout, ServiceUnavailableError, NoStreamResponseError)
+_ON_ITS_WAY = 10158
+"""The first one of the same id, which the replicas do not have yet."""
 _PAUSE_S = 0.1
 SHORTER_S = 15.0
 """For longer than this no leader shows less than there is: an isolated one notices within some 10 s that it is."""
@@ -149,8 +153,9 @@ class Stream:
             self._check_connected()
             try:
                 return await read()
-            except (NatsTimeout, ServiceUnavailableError):
-                if loop.time() + _PAUSE_S >= deadline_s:
+            except (*_UNANSWERED, APIError) as error:
+                is_unanswered = isinstance(error, _UNANSWERED) or error.err_code == _ON_ITS_WAY
+                if not is_unanswered or loop.time() + _PAUSE_S >= deadline_s:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
@@ -158,14 +163,20 @@ class Stream:
         """Append ``data`` if the last message on ``subject`` still is ``previous_sequence``; returns its sequence.
 
         Raises ``RevisionConflict`` when somebody else was first, ``DependencyUnavailable`` when it is unknown whether
-        it was stored, and ``AlreadyAppended`` when one of the same ``message_id`` was stored in the last minutes.
+        it was stored, and ``AlreadyAppended`` when one of the same ``message_id`` was stored in the last minutes: also
+        a second ago by this very call, which sends it again while it is not answered. Without an id the second one
+        would be a conflict with the first.
         """
-        self._check_connected()
         headers = {EXPECTED_SEQUENCE: str(previous_sequence)}
         if message_id:
             headers[_MESSAGE_ID] = message_id
+
+        def send(by: JetStreamContext) -> Awaitable[PubAck]:
+            return by.publish(subject, data, headers=headers, stream=self._name)
+
+        self._check_connected()
         try:
-            ack = await self._jetstream.publish(subject, data, headers=headers, stream=self._name)
+            ack = await (self._ask(lambda: send(self._asking)) if message_id else send(self._jetstream))
         except APIError as error:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict from error

@@ -3,21 +3,26 @@
 import asyncio
 import secrets
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from nats.aio.msg import Msg
-from nats.js.api import StreamInfo
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js.api import PubAck, StreamInfo
 
 from octavo_cli.processes import Process, free_port, script
 from octavo_identity import stream
+from octavo_identity.building import Built
 from octavo_identity.heads import HeadStore
 from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead
 from octavo_identity.registry import Change
+from octavo_identity.staging import Staging
 from octavo_identity.stream import Stream
 from octavo_shared.bus import Bus
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AliasMoved, DependencyUnavailable
+from octavo_shared.messages.pushing import Commit
 from octavo_shared.references import parse_reference
 from octavo_shared.subjects import REGISTRY_STREAM
 from support.adapters import TINY_FINGERPRINT
@@ -63,6 +68,33 @@ async def test_a_push_that_is_sent_again_late_is_the_revision_that_it_made(
         await write_many(alice)
         assert await alice.ask("commit", **commit) == first
         assert (await alice.ask("history", adapter=NAME)).entries[0].kind == "tagged"
+
+
+async def test_a_push_that_two_replicas_were_given_gets_one_answer(
+    store_settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, is_late, may_go_on = Staging.build, asyncio.Event(), asyncio.Event()
+
+    async def late_build(self: Staging, commit: Commit) -> Built:
+        if not is_late.is_set():
+            is_late.set()
+            await may_go_on.wait()
+        return await build(self, commit)
+
+    monkeypatch.setattr(Staging, "build", late_build)
+    async with own_identity(store_settings, tmp_path) as admin, asyncio.TaskGroup() as group:
+        alice = await admin.new_key("home", "alice")
+        commit = {
+            "adapter": NAME, "upload_id": await alice.stage(NAME), "served_base": TINY_FINGERPRINT,
+            "idempotency_key": "push",
+        }  # fmt: skip
+        late = group.create_task(alice.ask("commit", **commit))
+        await is_late.wait()
+        first = await alice.ask("commit", **commit)
+        # What was staged is gone now, and the slower one still has to read it.
+        may_go_on.set()
+        assert await late == first
+        assert len((await alice.ask("history", adapter=NAME)).entries) == 1
 
 
 async def test_while_the_view_is_away_the_server_still_knows_a_key_of_the_last_minutes(tmp_path: Path) -> None:
@@ -147,3 +179,35 @@ async def test_a_read_that_nobody_answers_is_sent_again(tmp_path: Path, monkeypa
                 await HeadStore(bus, 1).read("a")
     finally:
         await server.stop()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_write_that_nobody_answers_is_sent_again_and_happens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    """As while the stream's leader changes: the write is stored and its answer is lost, or it is lost itself."""
+    async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path) as one:
+        await one.add_revisions(NAME, 1)
+        last = (await one.heads.state()).last_sequence
+
+        async def tag(now: AdapterHead | None) -> Change:
+            assert now is not None
+            return Change("tagged", msgspec.structs.replace(now, tags=("t",)))
+
+        jetstream = one.heads._stream._asking
+        publish = jetstream.publish
+        num_sent = 0
+
+        async def lose_one(*args: Any, **options: Any) -> PubAck:
+            nonlocal num_sent
+            num_sent += 1
+            if num_sent == 1:
+                if is_stored:
+                    await publish(*args, **options)
+                raise NatsTimeout
+            return await publish(*args, **options)
+
+        monkeypatch.setattr(jetstream, "publish", lose_one)
+        head, sequence = await one.desk.registry.change(parse_reference(NAME), "alice@home", "tag", tag)
+        assert (head.tags, sequence, num_sent) == (("t",), last + 1, 2)
+        assert (await one.heads.state()).last_sequence == sequence
