@@ -4,12 +4,12 @@ from typing import TypeVar
 
 import msgspec
 
-from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterUnavailable, Overloaded
+from octavo_shared.identity_calls import ask_identity
 from octavo_shared.key_transport import KeyNotReadable, Question
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.messages.identity import SLOW_VERBS, VERBS
+from octavo_shared.messages.identity import VERBS
 from octavo_shared.messages.privacy import DataKey, Unwrap
 from octavo_shared.messages.pushing import CheckUpload, UploadChecked
 from octavo_shared.messages.requests import Credential
@@ -17,8 +17,6 @@ from octavo_shared.messages.resolving import Resolution, Resolve
 
 T = TypeVar("T")
 
-_TIMEOUT_S = 5.0
-_COMMIT_TIMEOUT_S = 120.0
 _CALLS_MAX = 512
 """At the same time. A key is only known to be good once identity has looked, so this bounds what made-up keys cost."""
 _BUSY_RETRY_AFTER_S = 1
@@ -51,14 +49,12 @@ class IdentityClient:
         return _opened(question, (await self.call(check, UploadChecked)).sealed)
 
     async def call(self, request: msgspec.Struct, reply: type[T]) -> T:
-        """Send ``request`` to the verb of its type. Those that store a pack may take longer."""
-        verb = _VERB_OF[type(request)]
-        timeout_s = _COMMIT_TIMEOUT_S if verb in SLOW_VERBS else _TIMEOUT_S
+        """Send ``request`` to the verb of its type; see ``ask_identity``."""
         if self._num_running >= _CALLS_MAX:
             raise Overloaded(retry_after_s=_BUSY_RETRY_AFTER_S)
         self._num_running += 1
         try:
-            return await self._bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
+            return await ask_identity(self._bus, _VERB_OF[type(request)], request, reply)
         finally:
             self._num_running -= 1
 

@@ -16,6 +16,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from opentelemetry import context as otel_context
 
+from octavo_shared.beats import beating
 from octavo_shared.credentials import BusCredentials
 from octavo_shared.denials import Denials
 from octavo_shared.errors import DependencyUnavailable, InternalError, OctavoError, Refusal, from_refusal
@@ -205,9 +206,7 @@ class Bus:
             raise DependencyUnavailable(who) from error
         except (NatsError, OSError) as error:
             raise DependencyUnavailable("NATS") from error
-        if answer.headers and _ERROR_HEADER in answer.headers:
-            raise from_refusal(msgspec.msgpack.decode(answer.data, type=Refusal))
-        return msgspec.msgpack.decode(answer.data, type=reply)
+        return answer_of(answer, reply)
 
     async def serve(self, subject: str, kind: type[Any], handler: Handler, queue: str = "") -> None:
         """Answer messages of type ``kind`` on ``subject`` with what ``handler`` returns or raises.
@@ -219,7 +218,8 @@ class Bus:
 
         async def answer(message: Msg) -> None:
             try:
-                result = await handler(decoder.decode(message.data))
+                async with beating(self.client, message):
+                    result = await handler(decoder.decode(message.data))
             except OctavoError as error:
                 await self._refuse(message, error)
             except msgspec.MsgspecError as error:
@@ -296,3 +296,10 @@ class Bus:
             return
         with contextlib.suppress(NatsError):
             await self.client.publish(message.reply, encode(error.refusal()), headers={_ERROR_HEADER: error.code})
+
+
+def answer_of(message: Msg, reply: type[T]) -> T:
+    """Return the answer that ``message`` is; raises the refusal that it is instead."""
+    if message.headers and _ERROR_HEADER in message.headers:
+        raise from_refusal(msgspec.msgpack.decode(message.data, type=Refusal))
+    return msgspec.msgpack.decode(message.data, type=reply)
