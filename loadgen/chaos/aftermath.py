@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from chaos.deployment import Deployment
 from chaos.faults import leader_of, step_down
+from chaos.findings import finding_of, what_is_wrong
 from chaos.history import GONE, LedgerEntry, Snapshot
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.event_form import Opener
@@ -15,6 +16,7 @@ from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.records import AdapterHead, ErasedHead, RegistryEvent, StoredRevision
 from octavo_identity.staging import PackPlace
+from octavo_shared import dsse
 from octavo_shared.bus import Bus
 from octavo_shared.checkpoint import Signer
 from octavo_shared.errors import AdapterErased, AdapterUnavailable
@@ -43,18 +45,24 @@ class Aftermath:
     num_checkpoints: int = 0
     num_packs: int = 0
     num_erased: int = 0
+    num_evaluations: int = 0
     leaders: list[str] = field(default_factory=list)
     """The servers whose copy of the stream was read as its leader, and was the same."""
     problems: list[str] = field(default_factory=list)
 
 
-async def look(deployment: Deployment, operator: Bus, keys: DataKeys) -> Aftermath:
-    """Read everything and compare it; the deployment must be healthy. ``keys`` open also what was erased."""
+async def look(deployment: Deployment, operator: Bus, keys: DataKeys, evaluator: dsse.PublicKey) -> Aftermath:
+    """Read everything and compare it; the deployment must be healthy. ``keys`` open also what was erased.
+
+    All evaluations were signed by ``evaluator``.
+    """
     heads = HeadStore(operator, len(deployment.nats.servers), keys)
     events = await _all_events(heads)
     found = Aftermath({}, len(events))
     opened = _opened(events, await heads.opener(events), found)
     found.ledger = _ledger_of(opened)
+    registry = dsse.Signer(Ids(load_secret(deployment.identity_dir(0))).provenance_seed()).public_key
+    _check_evaluations(opened, (evaluator, registry), found)
     tree = _tree_of(events)
     await _compare_replicas(deployment, operator, heads, tree, found)
     await _check_roots(deployment, operator, tree, found)
@@ -90,13 +98,30 @@ def _ledger_of(events: Sequence[tuple[RegistryEvent, int]]) -> dict[str, list[Le
         head = event.head
         if isinstance(head, AdapterHead):
             names[head.adapter_id] = head.name
-            entry = LedgerEntry(sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head))
+            recorded = finding_of(event.evaluation) if event.evaluation is not None else None
+            findings = tuple(finding_of(one) for one in head.evaluations)
+            entry = LedgerEntry(
+                sequence, event.previous_sequence, head.writes[-1], _snapshot_of(head), recorded, findings
+            )
             ledger.setdefault(head.name, []).append(entry)
         elif isinstance(head, ErasedHead) and not head.receipt and head.adapter_id in names:
             # The event that it is done, which has the receipt, is nobody's write.
             entry = LedgerEntry(sequence, event.previous_sequence, head.write, GONE)
             ledger.setdefault(names[head.adapter_id], []).append(entry)
     return ledger
+
+
+def _check_evaluations(
+    events: Sequence[tuple[RegistryEvent, int]], keys: tuple[dsse.PublicKey, ...], found: Aftermath
+) -> None:
+    """Hold each evaluation to its statement, and the statement to whoever signed it."""
+    for event, sequence in events:
+        if event.evaluation is None:
+            continue
+        assert isinstance(event.head, AdapterHead), "only adapters are evaluated"
+        if wrong := what_is_wrong(event.statement, event.head.name, event.evaluation, keys):
+            found.problems.append(f"event {sequence} holds an evaluation without its signed statement: {wrong}")
+        found.num_evaluations += 1
 
 
 def _snapshot_of(head: AdapterHead) -> Snapshot:

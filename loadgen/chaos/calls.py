@@ -10,13 +10,15 @@ import msgspec
 
 from chaos import history as h
 from chaos.adapters import BASE, TinyAdapter
-from octavo_shared import subjects
+from chaos.findings import evaluate_request, finding_of
+from octavo_shared import dsse
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterNotFound, OctavoError, from_refusal
+from octavo_shared.identity_calls import ask_identity
 from octavo_shared.key_transport import Question
 from octavo_shared.messages.adapters import AdapterInfo
+from octavo_shared.messages.evaluation import Evaluation
 from octavo_shared.messages.grants import Grant, Revoke
-from octavo_shared.messages.identity import SLOW_VERBS
 from octavo_shared.messages.importing import ImportItem, ImportReport, Register
 from octavo_shared.messages.keys import IssueKey, KeyIssued, Role
 from octavo_shared.messages.lifecycle import Promote, Retire, Rollback, Tag, Unalias
@@ -24,13 +26,10 @@ from octavo_shared.messages.privacy import Erase, Erased
 from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
 from octavo_shared.messages.requests import Credential
 from octavo_shared.messages.resolving import Resolution, Resolve
+from octavo_shared.messages.signers import RegisterSigner, SignerInfo
 from octavo_shared.messages.tenants import CreateTenant, TenantCreated
 from octavo_shared.objects import ObjectStore
 from octavo_shared.seal import seal, staging_context
-
-_TIMEOUT_S = 5.0
-_COMMIT_TIMEOUT_S = 10.0
-"""A pack of these adapters is stored in milliseconds; a gateway waits for two minutes, because others are larger."""
 
 T = TypeVar("T")
 
@@ -43,11 +42,16 @@ def key_credential(text: str) -> Credential:
 
 @dataclass(frozen=True)
 class IdentityCaller:
-    """One key's calls over one connection. Raises what identity refuses with and ``DependencyUnavailable``."""
+    """One key's calls over one connection. Raises what identity refuses with and ``DependencyUnavailable``.
+
+    ``principal`` is whose key it is, and ``signer`` what it signs its evaluations with.
+    """
 
     bus: Bus
     store: ObjectStore
     credential: Credential
+    principal: str = ""
+    signer: dsse.Signer | None = None
 
     async def create_tenant(self, tenant: str) -> None:
         request = CreateTenant(credential=self.credential, idempotency_key=tenant, tenant=tenant)
@@ -63,6 +67,13 @@ class IdentityCaller:
         await self._ask("issue_key", request, KeyIssued)
         return Credential(key_id, secret)
 
+    async def register_signer(self) -> None:
+        """Let the registry know the key that signs evaluations; once more changes nothing."""
+        assert self.signer is not None, "this caller signs"
+        key = self.signer.public_key
+        request = RegisterSigner(credential=self.credential, idempotency_key=key.key_id, public_key=key.pem)
+        await self._ask("register_signer", request, SignerInfo)
+
     async def stage(self, adapter: str, files: TinyAdapter) -> str:
         """Put an adapter's files where a commit finds them; returns the upload's id."""
         who = self.credential
@@ -76,11 +87,15 @@ class IdentityCaller:
             await self.store.write(f"staging/{upload_id}/{name}", sealed)
         return upload_id
 
-    async def write(self, adapter: str, call: h.Write, key: str, upload_id: str = "") -> h.Snapshot:
+    async def write(self, adapter: str, call: h.Write, key: str, upload_id: str = "") -> h.Snapshot | h.Finding:
         """Do ``call`` under the idempotency key ``key``; a push also names what was staged for it."""
         if isinstance(call, h.Erase):
             await self._ask("erase", Erase(credential=self.credential, idempotency_key=key, adapter=adapter), Erased)
             return h.GONE
+        if isinstance(call, h.Evaluate):
+            assert self.signer is not None, "who evaluates signs"
+            evaluate = evaluate_request(self.credential, key, adapter, call.finding, self.principal, self.signer)
+            return finding_of(await self._ask("evaluate", evaluate, Evaluation))
         verb, request = self._request(adapter, call, key, upload_id)
         return snapshot_of(await self._ask(verb, request, AdapterInfo))
 
@@ -130,14 +145,13 @@ class IdentityCaller:
                 )
             case h.Grant():
                 return "grant", Grant(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
-            case h.Import() | h.Erase():
+            case h.Import() | h.Erase() | h.Evaluate():
                 raise AssertionError("they have methods of their own")
             case h.Revoke():
                 return "revoke", Revoke(credential=who, idempotency_key=key, adapter=adapter, principal=call.principal)
 
     async def _ask(self, verb: str, request: msgspec.Struct, reply: type[T]) -> T:
-        timeout_s = _COMMIT_TIMEOUT_S if verb in SLOW_VERBS else _TIMEOUT_S
-        return await self.bus.request(subjects.identity(verb), request, reply, timeout_s, "identity")
+        return await ask_identity(self.bus, verb, request, reply)
 
 
 def snapshot_of(info: AdapterInfo) -> h.Snapshot:

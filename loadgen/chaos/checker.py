@@ -10,7 +10,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from chaos.history import GONE, History, Imported, LedgerEntry, Operation, Outcome, Push, Resolve, Seen, Snapshot
+from chaos.history import (
+    GONE,
+    Evaluate,
+    Finding,
+    History,
+    Imported,
+    LedgerEntry,
+    Operation,
+    Outcome,
+    Push,
+    Resolve,
+    Seen,
+    Snapshot,
+)
 from chaos.model import Impossible, State, apply, can_be_idle
 from chaos.reads import Place, Timeline
 
@@ -171,8 +184,9 @@ class _Adapter:
                     yield Kind.LOST, f"write {write} was acknowledged and is not in the ledger: {one.call}"
                 continue
             for seen in one.seen:
-                if not _tells(seen, entry.snapshot):
-                    yield Kind.ANSWER, f"write {write} left {entry.snapshot} and its client was told {seen}"
+                if not _tells(seen, entry):
+                    left = entry.recorded or entry.snapshot
+                    yield Kind.ANSWER, f"write {write} left {left} and its client was told {seen}"
 
     def _order(self) -> Iterator[Problem]:
         """No write that was complete before another was invoked stands behind it."""
@@ -200,6 +214,10 @@ class _Adapter:
             if state.snapshot() != entry.snapshot:
                 problem_text = f"{one.call} leaves {state.snapshot()}, and event {entry.sequence} {entry.snapshot}"
                 return states, (Kind.STATE, problem_text)
+            recorded = one.call.finding if isinstance(one.call, Evaluate) else None
+            if (recorded, state.findings) != (entry.recorded, entry.findings):
+                problem_text = f"event {entry.sequence} holds {entry.recorded} and its head {entry.findings}"
+                return states, (Kind.STATE, f"{one.call} leaves {state.findings}, and {problem_text}")
             states.append(state)
         return states, None
 
@@ -231,8 +249,8 @@ class _Adapter:
         return (one for one in self._operations if one.seen and one.completed_s is not None and one.write not in made)
 
 
-def _tells(seen: Seen, left: Snapshot) -> bool:
+def _tells(seen: Seen, left: LedgerEntry) -> bool:
     """Tell whether an answer shows what its write left."""
     if isinstance(seen, Imported):
-        return (seen.number, seen.digest) == (left.num_revisions, left.latest_digest)
-    return seen == left
+        return (seen.number, seen.digest) == (left.snapshot.num_revisions, left.snapshot.latest_digest)
+    return seen == (left.recorded if isinstance(seen, Finding) else left.snapshot)

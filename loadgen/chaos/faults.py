@@ -11,6 +11,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from chaos.deployment import Deployment
+from chaos.store_floor import until_it_stores
 from octavo_cli.local_servers import NatsServer
 from octavo_cli.processes import Process
 from octavo_shared.bus import Bus
@@ -64,18 +65,29 @@ DECK: Sequence[Together] = (
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault that was, from its begin to when what it hit was there again; ``others`` were under way meanwhile."""
+    """One fault that was, from its begin to when what it hit was there again; ``others`` were under way meanwhile.
+
+    ``stores_s`` is when a stopped store first stored again for whoever asked it directly.
+    """
 
     kind: FaultKind
     target: str
     begun_s: float
     healed_s: float
     others: Together = ()
+    stores_s: float | None = None
 
     @property
     def recoverable_s(self) -> float:
         """When it could first be recovered from: at once, unless it left no majority that could have."""
         return self.healed_s if self.kind is FaultKind.MAJORITY_SUSPENDED else self.begun_s
+
+
+@dataclass(frozen=True)
+class _Hit:
+    target: str
+    begun_s: float
+    stores_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,11 @@ class Chaos:
             await until_healthy(self._deployment)
 
     async def _do_one(self, kind: FaultKind, others: Together, num_faults: int) -> None:
-        target, begun_s = await self._do(kind)
-        self.faults.append(Fault(kind, target, begun_s, _now_s(), others))
-        self._report(f"fault {len(self.faults)} of {num_faults}: {' beside '.join((kind, *others))}, {target}")
+        hit = await self._do(kind)
+        self.faults.append(Fault(kind, hit.target, hit.begun_s, _now_s(), others, hit.stores_s))
+        self._report(f"fault {len(self.faults)} of {num_faults}: {' beside '.join((kind, *others))}, {hit.target}")
 
-    async def _do(self, kind: FaultKind) -> tuple[str, float]:
+    async def _do(self, kind: FaultKind) -> _Hit:
         match kind:
             case FaultKind.LEADER_CHANGED:
                 return await self._change_leader()
@@ -137,16 +149,16 @@ class Chaos:
             case FaultKind.NATS_PARTITIONED | FaultKind.LEADER_PARTITIONED:
                 return await self._cut_off(await self._server(is_leader=kind is FaultKind.LEADER_PARTITIONED))
 
-    async def _kill_nats(self, server: NatsServer) -> tuple[str, float]:
+    async def _kill_nats(self, server: NatsServer) -> _Hit:
         begun_s = _now_s()
         process = _process_of(server)
         process.kill()
         await process.wait(_REQUEST_S)
         await self._hold()
         await server.start()
-        return process.name, begun_s
+        return _Hit(process.name, begun_s)
 
-    async def _suspend_nats(self, servers: Sequence[NatsServer]) -> tuple[str, float]:
+    async def _suspend_nats(self, servers: Sequence[NatsServer]) -> _Hit:
         begun_s = _now_s()
         processes = [_process_of(server) for server in servers]
         for process in processes:
@@ -156,9 +168,9 @@ class Chaos:
         finally:
             for process in processes:
                 process.kill(signal.SIGCONT)
-        return " and ".join(process.name for process in processes), begun_s
+        return _Hit(" and ".join(process.name for process in processes), begun_s)
 
-    async def _cut_off(self, server: NatsServer) -> tuple[str, float]:
+    async def _cut_off(self, server: NatsServer) -> _Hit:
         begun_s = _now_s()
         links, number = self._deployment.links, self._deployment.nats.servers.index(server) + 1
         links.cut(number)
@@ -166,15 +178,15 @@ class Chaos:
             await self._hold()
         finally:
             links.join(number)
-        return server.name, begun_s
+        return _Hit(server.name, begun_s)
 
-    async def _change_leader(self) -> tuple[str, float]:
+    async def _change_leader(self) -> _Hit:
         leader = await leader_of(self._operator)
         begun_s = _now_s()
         await step_down(self._operator)
-        return leader, begun_s
+        return _Hit(leader, begun_s)
 
-    async def _kill_identity(self) -> tuple[str, float]:
+    async def _kill_identity(self) -> _Hit:
         number = self._random.randrange(len(self._deployment.identities))
         process = self._deployment.identities[number]
         begun_s = _now_s()
@@ -182,16 +194,16 @@ class Chaos:
         await process.wait(_REQUEST_S)
         await self._hold()
         await self._deployment.start_identity(number)
-        return process.name, begun_s
+        return _Hit(process.name, begun_s)
 
-    async def _stop_store(self) -> tuple[str, float]:
+    async def _stop_store(self) -> _Hit:
         begun_s = _now_s()
         store = self._deployment.s3
         assert store.process is not None, "the deployment runs"
         await store.process.stop(_S3_GRACE_S)
         await asyncio.sleep(self._random.uniform(*self._pace.store_held_s))
-        await store.start()
-        return "s3", begun_s
+        _, stores_s = await asyncio.gather(store.start(), until_it_stores(self._deployment))
+        return _Hit("s3", begun_s, stores_s)
 
     async def _hold(self) -> None:
         await asyncio.sleep(self._random.uniform(*self._pace.held_s))

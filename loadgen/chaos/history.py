@@ -82,7 +82,25 @@ class Erase:
     """The adapter is gone for good; whatever has its name next begins anew. One that is gone stays so."""
 
 
-Write = Push | Promote | Rollback | Unalias | Retire | Tag | Grant | Revoke | Import | Erase
+@dataclass(frozen=True)
+class Finding:
+    """How many of a suite's items revision ``number``, which has ``digest``, was found to pass: a share of them."""
+
+    number: int
+    digest: str
+    suite: str
+    share: float
+    num_items: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """``finding`` is recorded, as its evaluator signed it. No two of a run are the same."""
+
+    finding: Finding
+
+
+Write = Push | Promote | Rollback | Unalias | Retire | Tag | Grant | Revoke | Import | Erase | Evaluate
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ class Refused:
     code: str
 
 
-Seen = Snapshot | Imported | Resolved | NotFound | AliasNamed | Refused
+Seen = Snapshot | Imported | Finding | Resolved | NotFound | AliasNamed | Refused
 
 
 @dataclass(frozen=True)
@@ -169,12 +187,15 @@ class LedgerEntry:
     """One event of an adapter as the ledger has it in the end: which write made it, and the head that it left.
 
     ``previous_sequence`` is of the event before it, 0 for the first one and for the first one behind an erasure.
+    ``recorded`` is what an evaluation's event holds, ``findings`` what the head keeps of all of them, oldest first.
     """
 
     sequence: int
     previous_sequence: int
     write: str
     snapshot: Snapshot
+    recorded: Finding | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

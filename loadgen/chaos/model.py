@@ -10,6 +10,7 @@ from chaos import history as h
 
 SERVING = "serving"
 _TRAIL_MAX = 8
+_FINDINGS_MAX = 32
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class State:
     grants: frozenset[str] = frozenset()
     retired: frozenset[int] = frozenset()
     num_erased: int = 0
+    findings: tuple[h.Finding, ...] = ()
 
     def snapshot(self) -> h.Snapshot:
         """Return what an answer would show of it."""
@@ -94,6 +96,8 @@ def apply(state: State, call: h.Write) -> State:
             return replace(state, grants=state.grants | {call.principal})
         case h.Revoke():
             return replace(state, grants=state.grants - {call.principal})
+        case h.Evaluate():
+            return _evaluated(state, call.finding)
 
 
 def can_be_idle(call: h.Write) -> bool:
@@ -152,6 +156,20 @@ def _named(state: State, alias: str, number: int, trail: tuple[int, ...] | None 
         if before not in (0, number):
             trail = (*trail, before)[-_TRAIL_MAX:]
     return replace(state, aliases={**state.aliases, alias: number}, trails={**state.trails, alias: trail})
+
+
+def _evaluated(state: State, finding: h.Finding) -> State:
+    """Keep the newest finding of each revision and suite; of too many, those of revisions that no alias names go."""
+    number = finding.number
+    if not 1 <= number <= len(state.digests) or state.digests[number - 1] != finding.digest:
+        raise Impossible(f"there was no revision {number} of {finding.digest}")
+    if number in state.retired:
+        raise Impossible(f"revision {number} was retired")
+    kept = [one for one in state.findings if (one.number, one.suite) != (number, finding.suite)]
+    if len(kept) == _FINDINGS_MAX:
+        named = {*state.aliases.values(), number}
+        kept.remove(next((one for one in kept if one.number not in named), kept[0]))
+    return replace(state, findings=(*kept, finding))
 
 
 def _less(found: dict[str, T], name: str) -> dict[str, T]:

@@ -23,6 +23,11 @@ class Recovery:
         """What counts: of a fault of the object store it is the pushes' that tells anything."""
         return self.push_s if self.fault.kind is FaultKind.STORE_STOPPED else self.any_write_s
 
+    @property
+    def store_s(self) -> float | None:
+        """How much of that a stopped store was away for, whoever wanted it; of what is left, we are the cause."""
+        return None if self.fault.stores_s is None else self.fault.stores_s - self.fault.begun_s
+
 
 def recoveries(faults: Sequence[Fault], acknowledged: Sequence[Acknowledged]) -> list[Recovery]:
     """Return the recovery from each fault, since it could be recovered from.

