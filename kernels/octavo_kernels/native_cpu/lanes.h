@@ -27,8 +27,13 @@ inline v16 fma(v16 a, v16 b, v16 c) {
 
 inline v16 load(const float* p) { v16 v; std::memcpy(&v, p, sizeof v); return v; }
 inline v16 load(const bf16* p) {
+#ifdef __AVX512F__
+  // Compilers widen each half apart and join them: three instructions more.
+  return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#else
   u16x16 h; std::memcpy(&h, p, sizeof h);
   return (v16)(__builtin_convertvector(h, u16x32) << 16);
+#endif
 }
 // The last lanes of a row that is no multiple of 16 long; lanes past the end are zero and never read from memory.
 template <class T> inline v16 load_part(const T* p, int64_t n) {
@@ -44,8 +49,13 @@ inline void store(bf16* p, v16 v) {
   u16x32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   u16x32 quiet = (bits >> 16) | 0x40;
   u16x32 is_nan = (u16x32)(v != v);
-  u16x16 h = __builtin_convertvector((rounded & ~is_nan) | (quiet & is_nan), u16x16);
+  u16x32 kept = (rounded & ~is_nan) | (quiet & is_nan);
+#ifdef __AVX512F__
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)kept));
+#else
+  u16x16 h = __builtin_convertvector(kept, u16x16);
   std::memcpy(p, &h, sizeof h);
+#endif
 }
 template <class T> inline void store_part(T* p, v16 v, int64_t n) {
   T lanes[16];

@@ -59,9 +59,13 @@ inline void project(const float* x, int64_t pitch, const T* a, int64_t h, v16* l
       for (int r = 0; r < ROWS; r++) acc[r][c] = fma(load(x + r * pitch + k + 16 * c), w, acc[r][c]);
     }
   }
-  for (int c = 0; k < h; k += 16, c++) {
+  // Unrolled, or else the sums are kept in memory.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    if (k >= h) continue;
     v16 w = k + 16 <= h ? load(a + k) : load_part(a + k, h - k);
     for (int r = 0; r < ROWS; r++) acc[r][c] = fma(load(x + r * pitch + k), w, acc[r][c]);
+    k += 16;
   }
   for (int r = 0; r < ROWS; r++) lanes[r * lanes_pitch] = (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]);
 }
@@ -72,10 +76,11 @@ void project_ranks(const float* x, int64_t pitch, const T* arena, const int64_t*
   for (int64_t first = 0; first < ranks; first += 16) {
     // As many results as there are lanes are summed at once; a lane's sum does not depend on which it is.
     int64_t some = std::min<int64_t>(16, ranks - first);
-    v16 lanes[ROWS][16] = {};
+    v16 lanes[ROWS][16];
     for (int64_t j = 0; j < some; j++) {
       project<T, ROWS>(x, pitch, arena + offsets[first + j], h, &lanes[0][j], 16, ahead);
     }
+    for (int r = 0; r < ROWS; r++) std::fill(lanes[r] + some, lanes[r] + 16, v16{});
     for (int r = 0; r < ROWS; r++) store_part(out + r * out_pitch + first, sums(lanes[r]), some);
   }
 }
@@ -104,7 +109,7 @@ int shrink(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const
     const Block& block = todo[unit / parts];
     int64_t first = unit % parts * step, last = std::min(block.rank, first + step);
     if (first >= last) return;
-    float* rows = scratch(0, BLOCK * pitch);
+    float* rows = aligned(scratch(0, BLOCK * pitch + 16));
     for (int64_t r = 0; r < block.rows; r++) {
       const T* row = x + (block.row + r) * x_pitch;
       int64_t k = 0;
@@ -126,7 +131,7 @@ template <class T>
 void add_columns_to_row(const float* w, const T* arena, const int64_t* offsets, int64_t ranks, T* y, int64_t o,
                         int64_t end, Ahead& ahead) {
   int64_t width = end - o, whole = width / 16 * 16;
-  float* acc = scratch(2, (width + 15) / 16 * 16);
+  float* acc = aligned(scratch(2, (width + 15) / 16 * 16 + 16));
   std::memset(acc, 0, (width + 15) / 16 * 16 * sizeof(float));
   auto add = [&](auto columns, int64_t j) {
     constexpr int COLUMNS = decltype(columns)::value;
@@ -162,7 +167,10 @@ inline void add_products(const float* w, int64_t w_pitch, const T* arena, const 
       for (int r = 0; r < ROWS; r++) acc[r][q] = fma(splat(w[r * w_pitch + j]), column, acc[r][q]);
     }
   }
+  // Unrolled, or else the sums are kept in memory.
+#pragma GCC unroll 4
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
     for (int q = 0; q < VECS; q++) {
       T* at = y + r * y_pitch + o + 16 * q;
       if (lanes == 16) store(at, load(at) + acc[r][q]);
@@ -253,7 +261,7 @@ int adapt(const T* x, int64_t x_pitch, const T* arena, int64_t arena_len, const 
   const std::vector<Unit>& todo = units;
   parallel_stretches(todo.size(), work, [&](int64_t i) { return todo[i].cost; }, [&](int64_t unit) {
     const Unit& block = todo[unit];
-    float* rows = scratch(0, BLOCK * pitch);
+    float* rows = aligned(scratch(0, BLOCK * pitch + 16));
     float* v = scratch(1, BLOCK * rank_max);
     for (int64_t r = 0; r < block.rows; r++) {
       const T* row = x + (block.row + r) * x_pitch;
