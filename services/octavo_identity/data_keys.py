@@ -17,7 +17,7 @@ from octavo_identity.batching import BATCH_MAX, BatchRefused, Entry, append_batc
 from octavo_identity.copying import COPIED_MAX, copy_last
 from octavo_identity.field_cache import FieldCache
 from octavo_identity.key_provider import KeyProvider, KeyUnusable
-from octavo_identity.stream import Stream
+from octavo_identity.stream import SMALL_BLOCKS, Stream
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
@@ -73,6 +73,7 @@ class DataKeys:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             num_replicas=self._num_replicas,
+            max_msgs_per_subject=SMALL_BLOCKS,
             deny_purge=True,
             allow_atomic=True,
             allow_direct=True,

@@ -13,7 +13,7 @@ from octavo_identity.data_keys import DataKeys
 from octavo_identity.event_form import LOST, Opener, decode_event, encode_event, owner_of
 from octavo_identity.field_keys import FieldKeys
 from octavo_identity.records import AdapterHead, ErasedHead, RegistryEvent
-from octavo_identity.stream import Stream, StreamState
+from octavo_identity.stream import SMALL_BLOCKS, Stream, StreamState
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import AdapterErased, AdapterUnavailable, DependencyUnavailable, RevisionConflict
@@ -49,6 +49,7 @@ class HeadStore:
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
             num_replicas=self._num_replicas,
+            max_msgs_per_subject=SMALL_BLOCKS,
             deny_delete=True,
             deny_purge=True,
             allow_atomic=True,

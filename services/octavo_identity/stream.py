@@ -33,6 +33,12 @@ _PAUSE_S = 0.1
 SHORTER_S = 15.0
 """For longer than this no leader shows less than there is: an isolated one notices within some 10 s that it is."""
 
+SMALL_BLOCKS = 2**62
+"""As ``max_msgs_per_subject``, which is no limit: with any the server makes blocks of 4 MiB, without one of 8 MiB.
+
+A block is what it reads, indexes and keeps as a whole when a message is asked for that lies in no cache.
+"""
+
 T = TypeVar("T")
 
 

@@ -10,6 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from octavo_cli.processes import Process
+from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
@@ -18,7 +19,7 @@ from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.config import ConfigError, StoreSettings
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
-from support.identity_rig import own_identity, own_nats, parts
+from support.identity_rig import key_source, own_identity, own_nats, parts
 
 IDS = Ids(bytes(32))
 
@@ -52,6 +53,19 @@ async def test_an_absent_stream_is_not_an_absent_record(tmp_path: Path) -> None:
         await heads.ensure_stream()
         assert await heads.read(subjects.DEPLOYMENT) is None
         assert await heads.read_at(1) is None
+
+
+async def test_what_the_server_reads_for_one_cold_message_is_small(tmp_path: Path) -> None:
+    async with own_nats(tmp_path / "nats") as nats, Bus(nats.url, "test") as bus:
+        registry, keys = HeadStore(bus, 1), DataKeys(bus, 1, key_source(IDS).provider())
+        for store, subject in ((registry, subjects.key_head("{:016x}")), (keys, f"{subjects.PREFIX}.datakeys.{{}}")):
+            await store.ensure_stream()
+            for number in range(10):
+                await store._stream.append(subject.format(number), bytes(1024 * 1024), 0)
+    for name in (subjects.REGISTRY_STREAM, subjects.KEY_STREAM):
+        blocks = list((tmp_path / "nats").rglob(f"{name}/msgs/*.blk"))
+        assert len(blocks) == 4
+        assert max(file.stat().st_size for file in blocks) < 4 * 1024 * 1024
 
 
 async def test_the_first_record_of_a_stream_tells_which_secret_made_it(
