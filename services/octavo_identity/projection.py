@@ -34,6 +34,8 @@ _MAKER_IDLE_S = 30.0
 """Many imports come close behind one another."""
 _GROWN_TOGETHER = 256
 """Half a millisecond of hashing, between which the loop does other things."""
+_READ_TOGETHER = 4_096
+"""Leaf hashes out of the file: some milliseconds on a thread."""
 _REPORT_EVERY = 16 * APPLIED_MAX
 _FORGET_AFTER_S = LEASE_MS / 1000 - 60
 """As workers do, keys of what may have been erased meanwhile are kept for less than the lease."""
@@ -67,6 +69,7 @@ class Projection:
         self._wanted = 0
         self._nudge = asyncio.Event()
         self._advanced = asyncio.Condition()
+        self._growing: asyncio.Task[None] | None = None
 
     @property
     def sequence(self) -> int:
@@ -81,6 +84,10 @@ class Projection:
     def begun_s(self) -> float:
         """When it last began again because the stream was another one or had become shorter; seconds since 1970."""
         return self._position.begun_ms / 1000
+
+    def begin(self) -> None:
+        """Read what the file has of the ledger's tree, while there may be no stream to follow yet."""
+        self._growing = asyncio.create_task(self._grow_from_file(), name="tree")
 
     async def follow(self, heads: HeadStore) -> None:
         """Apply events for ever; an absent JetStream is waited for, a damaged file is made anew."""
@@ -101,7 +108,8 @@ class Projection:
                     await self._empty(Position(begun_ms=self._position.begun_ms))
                     self._is_damaged = False
                 if self.tree.size < self.sequence:
-                    await self._grow_from_file()
+                    growing, self._growing = self._growing, None
+                    await (growing or self._grow_from_file())
                 is_behind = await self._catch_up(heads)
                 self._followed_s = asyncio.get_running_loop().time()
             except DependencyUnavailable as error:
@@ -171,7 +179,7 @@ class Projection:
         """Grow the tree from the leaf hashes in the file, as far as they go; raises when some are missing."""
         tree = Tree()
         while tree.size < self.sequence:
-            read = partial(self._catalogue.leaf_hashes, _GROWN_TOGETHER, tree.size)
+            read = partial(self._catalogue.leaf_hashes, _READ_TOGETHER, tree.size)
             leaves = await asyncio.get_running_loop().run_in_executor(self._reading, read)
             if not leaves or any(len(leaf) != HASH_BYTES for leaf in leaves):
                 raise sqlite3.DatabaseError("it lacks leaves of the ledger")
@@ -305,6 +313,8 @@ class Projection:
 
     def close(self) -> None:
         """Wait for what runs on the threads, a few milliseconds of work, and close the file."""
+        if self._growing is not None:
+            self._growing.cancel()
         for threads in (self._writing, self._reading):
             threads.shutdown(cancel_futures=True)
         self._catalogue.close()
@@ -312,6 +322,5 @@ class Projection:
 
 async def _grow(tree: Tree, leaves: Sequence[bytes]) -> None:
     for begin in range(0, len(leaves), _GROWN_TOGETHER):
-        for leaf in leaves[begin : begin + _GROWN_TOGETHER]:
-            tree.append(leaf)
+        tree.extend(leaves[begin : begin + _GROWN_TOGETHER])
         await asyncio.sleep(0)

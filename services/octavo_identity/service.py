@@ -80,9 +80,11 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
     staging: Staging | None = None
     projection: Projection | None = None
     try:
+        view_file = settings.identity_dir / "projection.sqlite"
+        projection = Projection(view_file, ViewMaker(view_file, settings.nats_url, settings.nats_seed_file, source))
+        # After a crash of everything NATS has a registry to recover: what needs none is done meanwhile.
+        projection.begin()
         async with Bus(settings.nats_url, "identity", credentials=credentials) as bus:
-            view_file = settings.identity_dir / "projection.sqlite"
-            projection = Projection(view_file, ViewMaker(view_file, settings.nats_url, settings.nats_seed_file, source))
             following = projection
 
             def is_ready() -> bool:

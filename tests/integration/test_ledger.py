@@ -198,13 +198,20 @@ async def test_two_that_sign_at_once_never_contradict_each_other_and_never_go_ba
     behind.close()
 
 
-async def test_the_tree_survives_a_restart_without_the_stream(one: Parts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_the_tree_survives_a_restart_without_the_stream(is_begun: bool, one: Parts, tmp_path: Path) -> None:
     await one.add_revisions("home/diary", 40)
     await one.catch_up()
     (path,) = (tmp_path / "identity").glob("*.sqlite")
     one.projection.close()
     one.projection = Projection(path)
     assert one.projection.sequence == 41
+    if is_begun:
+        # Before there is a stream to follow.
+        one.projection.begin()
+        async with asyncio.timeout(10):
+            while one.projection.tree.size < 41:
+                await asyncio.sleep(0.01)
 
     class Closed(HeadStore):
         async def copy_range(self, first: int, last: int) -> list[LedgerEvent]:
@@ -230,6 +237,7 @@ async def test_a_tree_whose_file_was_damaged_is_read_from_the_stream_again(
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute(f"{damage} WHERE sequence = 3")
     one.projection = Projection(path)
+    one.projection.begin()
     ledger = await ledger_of(one)
     await one.add_revisions("home/diary", 1)
     for _ in range(2):

@@ -195,6 +195,16 @@ def test_a_frontier_has_the_root_of_every_size_and_goes_on_from_its_hashes() -> 
     assert len(frontier.hashes) == SIZE_MAX.bit_count()
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40))
+def test_leaves_that_come_many_at_once_make_the_same_tree(steps: list[int]) -> None:
+    tree, hashes = Tree(), [hash_leaf(one) for one in LEAVES]
+    for step in steps:
+        tree.extend(hashes[tree.size : tree.size + step])
+        assert tree.root(tree.size) == TREE.root(tree.size)
+    for index in range(0, tree.size, 7):
+        assert tree.inclusion_proof(index, tree.size) == TREE.inclusion_proof(index, tree.size)
+
+
 def test_a_leaf_is_found_where_it_is_and_nowhere_else() -> None:
     tree = Tree()
     # Hashes that hold each other when they are read from the middle of one to the middle of the next.
