@@ -20,6 +20,9 @@ from octavo_shared.telemetry import log, start_telemetry
 
 _COLLECT_EVERY = 10_000
 """New objects that are still there."""
+_KEEP_ALIVE_S = 75
+"""For an idle connection: longer than clients keep theirs (5 s in httpx, with which OpenAI's client asks, 60 s in many
+proxies). If both gave up at the same moment, a request could meet the end of its connection and go unanswered."""
 
 S = TypeVar("S", bound=BusSettings)
 Main = Callable[[S, asyncio.Event], Coroutine[Any, Any, None]]
@@ -93,8 +96,9 @@ class _Server(uvicorn.Server):
 async def http_server(app: ASGIApp, host: str, port: int, drain_s: float = 5.0) -> AsyncIterator[None]:
     """Serve ``app`` while the block runs; on leaving, wait ``drain_s`` for open requests."""
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=int(drain_s)
-    )
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=int(drain_s),
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )  # fmt: skip
     server = _Server(config)
     task = asyncio.create_task(server.serve(), name="http server")
     try:

@@ -70,6 +70,7 @@ class World:
 
     async def models(self) -> list[str]:
         answer = await self.http.get("/v1/models", headers=self.bearer())
+        assert answer.status_code == 200, answer.text
         return [model["id"] for model in answer.json()["data"]]
 
     def bearer(self) -> dict[str, str]:
