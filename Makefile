@@ -37,7 +37,7 @@ up: $(STAMP)  ## leave the same system running and print how to talk to it
 	@$(BIN)/octavo up
 
 test: base  ## all tests, with real servers and the real base
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-unit: $(STAMP)  ## the tests that need no server
 	@$(BIN)/python -m pytest tests/unit tests/test_architecture.py

@@ -22,9 +22,9 @@ def test_a_port_for_a_server_is_none_that_the_kernel_gives_to_connections() -> N
 
 @pytest.fixture
 def small_range(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return the first of eight ports in which two blocks of four have room; this process holds neither of them."""
+    """Return the first of eight ports, in which two blocks of four have room: out of a block of this test's own."""
     monkeypatch.setattr(processes, "_own_ports", [])
-    begin = free_port() - 1
+    begin = min(free_port(), *processes._own_ports)
     monkeypatch.setattr(processes, "_SERVER_PORTS", (begin, begin + 8))
     monkeypatch.setattr(processes, "_BLOCK_PORTS", 4)
     monkeypatch.setattr(processes, "_own_ports", [])
