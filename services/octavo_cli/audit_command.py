@@ -34,7 +34,9 @@ def _lines(state: AuditState) -> list[str]:
     if not state.num_findings:
         return [
             *lines,
-            "  nothing is changed, missing or out of place" if state.num_rounds else "  nothing found so far",
+            "  nothing is changed, missing or out of place, and statements verify"
+            if state.num_rounds
+            else "  nothing found so far",
         ]
     lines += [f"  {one.kind}: {one.detail}" for one in state.findings]
     return [*lines, f"  {state.num_findings} findings; what the audit no longer finds goes with the next whole round"]

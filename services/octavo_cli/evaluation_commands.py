@@ -17,12 +17,13 @@ from octavo_cli.options import Gateway, Key, ReferenceArgument
 from octavo_cli.scoring import scores_of
 from octavo_cli.signed_push import check_registered
 from octavo_cli.signing_key import SigningKey, read_key
-from octavo_cli.statement_checks import evaluation_difference, problems_of
+from octavo_cli.statement_checks import problems_of
 from octavo_cli.suite import Suite, load_suite, suite_digest, suite_name
 from octavo_cli.suite_run import run_file, run_suite
 from octavo_shared import dsse, evaluation_statement
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, Signer
+from octavo_shared.ledger_statements import evaluation_difference
 from octavo_shared.messages.evaluation import (
     Evaluation,
     EvaluationEntry,

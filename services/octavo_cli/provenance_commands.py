@@ -11,9 +11,10 @@ from octavo_cli.lineage_graph import GraphForm, draw
 from octavo_cli.options import Gateway, Key, ReferenceArgument
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.registry_commands import console
-from octavo_cli.statement_checks import first_difference, keys_of, look_at, problems_of
+from octavo_cli.statement_checks import keys_of, look_at, problems_of
 from octavo_shared import dsse, provenance
 from octavo_shared.dsse import PublicKey
+from octavo_shared.ledger_statements import first_difference
 from octavo_shared.messages.provenance import Provenance, StatementSigner
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
 from octavo_shared.provenance import Statement

@@ -1,19 +1,16 @@
 """What a client makes of signed statements. Pure: signatures are verified here, not taken from a server's word."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
-from octavo_shared import dsse, evaluation_statement, provenance
+from octavo_shared import dsse
 from octavo_shared.dsse import Envelope, PublicKey
-from octavo_shared.errors import InvalidRequest, ProvenanceRefused
-from octavo_shared.messages.evaluation import Evaluation
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.ledger_statements import Differs
 from octavo_shared.messages.provenance import StatementSigner
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
-
-Differs = Callable[[bytes], str]
-"""Returns how a statement differs from what it came with, or nothing; raises ``InvalidRequest`` when it is none."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +61,3 @@ def problems_of(envelope: Envelope, signers: tuple[StatementSigner, ...], actor:
 
 def keys_of(signers: Iterable[StatementSigner]) -> list[PublicKey]:
     return [PublicKey.parse(one.public_key) for one in signers]
-
-
-def evaluation_difference(payload: bytes, adapter: str, evaluation: Evaluation) -> str:
-    """Return how a statement differs from the evaluation that it came with, or nothing."""
-    try:
-        evaluation_statement.check_made(evaluation_statement.parse(payload), adapter, evaluation)
-    except ProvenanceRefused as error:
-        return error.message
-    return ""
-
-
-def first_difference(payload: bytes, true: Mapping[str, str]) -> str:
-    """Return how a statement differs from what is ``true`` of its revision, by field, or nothing."""
-    statement = provenance.parse(payload)
-    (subject,) = statement.subject
-    predicate = statement.predicate
-    said = {
-        "subject.name": subject.name,
-        "subject.digest": str(subject.digest),
-        "predicate.pushedBy": predicate.pushed_by,
-        "predicate.base": str(predicate.base.digest),
-        "predicate.parent": str(predicate.parent.digest) if predicate.parent else "none",
-    }
-    return next((f"'{field}' is {said[field]!r}, and the revision has {value!r}"
-                 for field, value in true.items() if said[field] != value), "")  # fmt: skip

@@ -7,10 +7,10 @@ import msgspec
 
 from octavo_cli.answers import ClientError
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
+from octavo_shared.ledger_statements import RevisionEvent
 from octavo_shared.merkle import Tree, is_consistent, is_included
-from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.ledger import AuditPage, LedgerEvent, RevisionProof, SignedRoot
-from octavo_shared.references import AdapterId, Reference
+from octavo_shared.references import Reference
 from octavo_shared.sealed_event import EventNotOpened, open_event
 
 
@@ -27,26 +27,6 @@ class Trusted:
 
     verifier: Verifier
     seen: Checkpoint | None = None
-
-
-class _Head(msgspec.Struct, frozen=True, tag="adapter"):
-    adapter_id: AdapterId
-    name: str
-
-
-class _Stored(msgspec.Struct, frozen=True):
-    revision: Revision
-
-
-class RevisionEvent(msgspec.Struct, frozen=True):
-    """What counts of the event that made a revision; the registry's record of it holds more."""
-
-    kind: str
-    actor: str
-    at_ms: int
-    head: _Head
-    revision: _Stored
-    statement: bytes = b""
 
 
 def check_root(signed: SignedRoot, trusted: Trusted) -> Checkpoint:

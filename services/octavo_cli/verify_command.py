@@ -6,11 +6,12 @@ from rich.console import Console
 
 from octavo_cli.answers import ClientError
 from octavo_cli.client import Client
-from octavo_cli.ledger_statements import SignedBy, StatementAuditor, check_statement, proven_keys
+from octavo_cli.ledger_statements import StatementAuditor, proven_keys
 from octavo_cli.options import Target
 from octavo_cli.trust import TrustFile
 from octavo_cli.verification import Auditor, NotProven, Trusted, check_revision
 from octavo_shared.checkpoint import Checkpoint
+from octavo_shared.ledger_statements import SignedBy, StatementRefused, check_statement
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
 from octavo_shared.references import parse_reference
 
@@ -34,7 +35,10 @@ def _verify_revision(client: Client, reference: str, file: TrustFile, public_key
     proof = client.prove(reference, file.seen_size)
     trusted = file.trusted(proof.signed.public_key, public_key)
     event, checkpoint = check_revision(proof, parsed, trusted)
-    signed = check_statement(event, proven_keys(proof.signers, proof.event.sequence, checkpoint))
+    try:
+        signed = check_statement(event, proven_keys(proof.signers, proof.event.sequence, checkpoint))
+    except StatementRefused as error:
+        raise NotProven(str(error)) from None
     file.remember(trusted.verifier, proof.signed.checkpoint)
     revision = event.revision.revision
     when = datetime.fromtimestamp(event.at_ms / 1000).astimezone().isoformat(" ", "seconds")

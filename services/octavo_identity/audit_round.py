@@ -1,7 +1,7 @@
 """One pass of the background audit over the ledger. Pure: what was read goes in, what is wrong with it comes out."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -75,10 +75,16 @@ class AuditRound:
 
     def differ(self, events: Sequence[LedgerEvent | None], remembered: Tree | None) -> bool:
         """Tell whether any of ``events``, which are behind ``position``, is lost or not as it was remembered."""
-        return any(
-            event is None or ((leaf := self._leaf(remembered, sequence)) is not None and event.leaf_hash() != leaf)
-            for sequence, event in enumerate(events, self.position + 1)
-        )
+        return any(event is None or is_changed for event, is_changed in self._compared(events, remembered))
+
+    def as_signed(self, events: Sequence[LedgerEvent | None], remembered: Tree | None) -> list[LedgerEvent]:
+        """Return those of ``events``, which are behind ``position``, that are there as they were remembered."""
+        return [event for event, is_changed in self._compared(events, remembered) if event and not is_changed]
+
+    def refuse_statement(self, sequence: int, problem: str) -> list[AuditFinding]:
+        """Note that the statement in an event does not hold; returns what is new of it."""
+        detail = f"the statement in event {sequence} {problem}"
+        return self._note(FindingKind.STATEMENT_BAD, sequence, sequence, detail)
 
     def lose(self, until: int) -> list[AuditFinding]:
         """Note that all events behind ``position`` are lost up to ``until``; returns what is new of it."""
@@ -127,6 +133,14 @@ class AuditRound:
     def miss_checkpoints(self, first: int, last: int, detail: str) -> list[AuditFinding]:
         """Note that checkpoints are gone, or are not what they were when they were last looked at."""
         return self._note(FindingKind.CHECKPOINT_LOST, first, last, detail)
+
+    def _compared(
+        self, events: Sequence[LedgerEvent | None], remembered: Tree | None
+    ) -> Iterator[tuple[LedgerEvent | None, bool]]:
+        """Yield each event behind ``position``, and whether another one was remembered in its place."""
+        for sequence, event in enumerate(events, self.position + 1):
+            leaf = self._leaf(remembered, sequence) if event is not None else None
+            yield event, event is not None and leaf is not None and event.leaf_hash() != leaf
 
     def _leaf(self, remembered: Tree | None, sequence: int) -> bytes | None:
         return remembered.leaf(sequence - 1) if remembered is not None and sequence <= remembered.size else None

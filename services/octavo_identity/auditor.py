@@ -13,6 +13,8 @@ from octavo_identity.audit_round import AuditRound, Passed
 from octavo_identity.checkpoints import KEPT_MAX, Checkpoints
 from octavo_identity.heads import HeadStore
 from octavo_identity.projection import Projection
+from octavo_identity.signers import Signers
+from octavo_identity.statement_audit import StatementAudit
 from octavo_identity.stream import SHORTER_S, StreamState
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
 from octavo_shared.clock import wall_ms
@@ -66,17 +68,24 @@ class _Newest:
 class Auditor:
     """Holds the stream, as its leader shows it, to what this replica remembers and to every checkpoint that is kept.
 
-    A round goes over all events that the newest checkpoint covers. What it finds is logged, and shown until a whole
-    round no longer finds it. Reading is all that it does.
+    A round goes over all events that the newest checkpoint covers, and over the statements in them. What it finds is
+    logged, and shown until a whole round no longer finds it. Reading is all that it does.
     """
 
     def __init__(
-        self, heads: HeadStore, projection: Projection, checkpoints: Checkpoints, verifier: Verifier, events_per_s: int
+        self,
+        heads: HeadStore,
+        projection: Projection,
+        checkpoints: Checkpoints,
+        verifier: Verifier,
+        signers: Signers,
+        events_per_s: int,
     ) -> None:
         self._heads = heads
         self._projection = projection
         self._checkpoints = checkpoints
         self._verifier = verifier
+        self._statements = StatementAudit(heads, signers, _CONFIRM_S)
         self._events_per_s = events_per_s
         self._group = max(1, min(_GROUP_MAX, events_per_s // _GROUPS_PER_S))
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(2)}"
@@ -119,6 +128,7 @@ class Auditor:
         if self._round is None:
             self._round = AuditRound(self._verifier)
         current = self._round
+        self._statements.forget()
         is_seen = await self._check_what_was_seen(current, signed)
         newest = await self._newest(signed)
         checkpoint = newest.checkpoint if newest else None
@@ -197,8 +207,11 @@ class Auditor:
             if None in events:
                 # What is lost begins a group of its own.
                 events = events[: events.index(None)]
-        self._report(current.take_events(events, self._remembered(newest)))
-        await self._breathe(num_reads, began_s)
+        num_before, remembered = self._statements.num_reads, self._remembered(newest)
+        for bad in await self._statements.bad_among(current.as_signed(events, remembered), remembered):
+            self._report(current.refuse_statement(bad.sequence, bad.problem))
+        self._report(current.take_events(events, remembered))
+        await self._breathe(num_reads + self._statements.num_reads - num_before, began_s)
 
     async def _take_checkpoints(self, current: AuditRound, until: int, last: int) -> None:
         """Read on in the checkpoints until none of up to ``until`` events can follow."""

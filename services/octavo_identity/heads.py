@@ -149,6 +149,10 @@ class HeadStore:
         found = await self._stream.get_next(first, ">")
         return found.sequence if found else None
 
+    async def next_on(self, subject: str, first: int) -> LedgerEvent | None:
+        """Return the first event on ``subject`` at sequence ``first`` or behind it, as it is stored."""
+        return await self._stream.get_next(first, subject)
+
     async def copy_range(self, first: int, last: int) -> list[LedgerEvent]:
         """Return what ``read_range`` does, ``COPIED_MAX`` events at most, for copies that no decision is made from.
 

@@ -117,7 +117,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 erasing = Erasing(desk, bus, store, keys, fleet, dsse.Signer(ids.receipt_seed()))
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 rate = settings.audit_events_per_s
-                auditor = Auditor(heads, projection, checkpoints, signer.verifier, rate) if rate else None
+                audited = (heads, projection, checkpoints, signer.verifier, signers)
+                auditor = Auditor(*audited, rate) if rate else None
                 auditing = Auditing(desk, bus, auditor)
                 await bus.serve(subjects.AUDITED, AuditState, auditing.heard)
                 handlers = _handlers(

@@ -65,7 +65,7 @@ class Audited:
 
     def other(self, heads: HeadStore | None = None, projection: Projection | None = None) -> Auditor:
         heads, projection = heads or self.one.heads, projection or self.one.projection
-        return Auditor(heads, projection, self.checkpoints, SIGNER.verifier, FAST)
+        return Auditor(heads, projection, self.checkpoints, SIGNER.verifier, self.one.signers, FAST)
 
     async def found(self, auditor: Auditor | None = None) -> list[tuple[str, int, int]]:
         """Finish a round and return what it found."""
@@ -120,7 +120,7 @@ async def test_before_anything_is_signed_there_is_nothing_to_audit(tmp_path: Pat
     async with own_nats(tmp_path / "nats") as nats, parts(nats.url, tmp_path / "identity") as one:
         checkpoints = Checkpoints(one.heads._stream._bus, 1)
         await checkpoints.ensure_stream()
-        auditor = Auditor(one.heads, one.projection, checkpoints, SIGNER.verifier, FAST)
+        auditor = Auditor(one.heads, one.projection, checkpoints, SIGNER.verifier, one.signers, FAST)
         assert not await auditor.finish_round()
         assert auditor.state.num_rounds == 0
 
@@ -146,7 +146,7 @@ class Showing(HeadStore):
 
     @classmethod
     def of(cls, audited: Audited, changed: dict[int, LedgerEvent | None]) -> "Showing":
-        made = cls(audited.bus, 1)
+        made = cls(audited.bus, 1, audited.one.keys)
         made.changed = changed
         return made
 
@@ -208,7 +208,7 @@ class Stopping(Showing):
 async def stop_at_12(audited: Audited, changed: dict[int, LedgerEvent | None]) -> Auditor:
     """Return an audit in the middle of its round."""
     heads = Stopping.of(audited, changed)
-    auditor = Auditor(heads, audited.one.projection, audited.checkpoints, SIGNER.verifier, 60)
+    auditor = Auditor(heads, audited.one.projection, audited.checkpoints, SIGNER.verifier, audited.one.signers, 60)
     running = asyncio.create_task(auditor.run())
     async with asyncio.timeout(10):
         while auditor.state.position < 12:
@@ -288,7 +288,7 @@ async def test_an_audit_goes_on_after_a_restart_where_it_was(audited: Audited, t
     audited.one.desk.projection = audited.one.projection
     await audited.one.catch_up()
     sound = Showing.of(audited, {})
-    again = Auditor(sound, audited.one.projection, audited.checkpoints, SIGNER.verifier, FAST)
+    again = Auditor(sound, audited.one.projection, audited.checkpoints, SIGNER.verifier, audited.one.signers, FAST)
     await again._resume()
     assert again.state.position == 12
     assert await audited.found(again) == [("event_lost", 3, 3)]
@@ -300,7 +300,9 @@ async def test_an_audit_goes_on_after_a_restart_where_it_was(audited: Audited, t
 
 async def test_no_more_events_are_read_per_second_than_are_allowed(audited: Audited) -> None:
     loop = asyncio.get_running_loop()
-    auditor = Auditor(audited.one.heads, audited.one.projection, audited.checkpoints, SIGNER.verifier, 50)
+    auditor = Auditor(
+        audited.one.heads, audited.one.projection, audited.checkpoints, SIGNER.verifier, audited.one.signers, 50
+    )
     began_s = loop.time()
     assert await audited.found(auditor) == []
     # 20 events and 4 checkpoints.

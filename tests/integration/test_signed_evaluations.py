@@ -13,11 +13,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from octavo_cli.main import app
-from octavo_cli.statement_checks import evaluation_difference, problems_of
+from octavo_cli.statement_checks import problems_of
 from octavo_shared import dsse, evaluation_statement
 from octavo_shared.config import StoreSettings
 from octavo_shared.dsse import Envelope, Signer
 from octavo_shared.errors import InvalidRequest, ProvenanceRefused
+from octavo_shared.ledger_statements import evaluation_difference
 from octavo_shared.messages.evaluation import Evaluation, Metric, Score
 from octavo_shared.references import Digest
 from support.access_gateways import front_of

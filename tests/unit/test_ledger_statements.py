@@ -7,20 +7,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo_cli.ledger_statements import (
-    EvaluationEvent,
-    KnownKeys,
-    SignedBy,
-    StatementAuditor,
-    check_evaluation,
-    check_statement,
-    proven_keys,
-)
-from octavo_cli.verification import NotProven, RevisionEvent
+from octavo_cli.ledger_statements import StatementAuditor, proven_keys
+from octavo_cli.verification import NotProven
 from octavo_identity.records import AdapterHead, RegisteredSigner, RegistryEvent, SignersHead, StoredRevision
 from octavo_shared import dsse, evaluation_statement, provenance, subjects
 from octavo_shared.checkpoint import Checkpoint
 from octavo_shared.dsse import Envelope, Signer
+from octavo_shared.ledger_statements import (
+    EvaluationEvent,
+    KnownKeys,
+    RevisionEvent,
+    SignedBy,
+    StatementRefused,
+    check_evaluation,
+    check_statement,
+)
 from octavo_shared.lora_config import LoraConfig
 from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.evaluation import Evaluation, Metric, Score
@@ -218,7 +219,7 @@ def test_of_300_flipped_bits_in_a_statement_all_are_detected(writing: Writing, i
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         print(f"bit {bit}")
-        with pytest.raises(NotProven):
+        with pytest.raises(StatementRefused):
             check(bytes(damaged))
 
 
@@ -237,7 +238,7 @@ def test_keys_are_proven_by_their_events(writing: Writing) -> None:
     keys = proven_keys(proofs, 3, checkpoint)
     pushed = msgspec.msgpack.decode(writing.events[2].data, type=RevisionEvent)
     assert [(one.principal, one.sequence) for one in check_statement(pushed, keys)] == [(ALICE, 2), ("registry", 1)]
-    with pytest.raises(NotProven, match="no key that is trusted here"):
+    with pytest.raises(StatementRefused, match="no key that is trusted here"):
         check_statement(pushed, proven_keys(proofs[1:], 3, checkpoint))
 
 

@@ -17,6 +17,8 @@ class FindingKind(StrEnum):
     """Some event of the range is not what was signed, and nothing is left that says which."""
     CHECKPOINT_CHANGED = "checkpoint_changed"
     CHECKPOINT_LOST = "checkpoint_lost"
+    STATEMENT_BAD = "statement_bad"
+    """The event is what was signed as a leaf, and the statement in it does not verify."""
 
 
 class AuditFinding(msgspec.Struct, frozen=True):
