@@ -12,7 +12,7 @@ from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead, TenantHead
-from octavo_identity.registry import Append, Check, Make, Registry
+from octavo_identity.registry import Append, Make, Registry
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
 from octavo_identity.tickets import Tickets
@@ -75,16 +75,22 @@ class Desk:
         return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
 
     async def change(
-        self, reference: Reference, key: KeyHead, write: str, make: Make, check_repeat: Check | None = None
+        self, reference: Reference, key: KeyHead, write: str, make: Make, *, is_for_strangers: bool = False
     ) -> AdapterHead:
         """Change an adapter's head (see ``Registry.change``) and let the caller's next listing wait for it.
 
-        A repeated write is answered to those who still see the adapter, unless ``check_repeat`` says otherwise.
+        A repeated write is answered to those who still see the adapter, or else, where it ``is_for_strangers``, as long
+        as the head remembers it: to look for what it has forgotten would tell by time that there is something.
         """
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
             raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
+
+        def check_repeat(now: AdapterHead) -> None:
+            if not is_for_strangers:
+                access.check_see(key, now)
+
         head, sequence = await self.registry.change(
-            reference, key.principal, write, make, check_repeat or (lambda now: access.check_see(key, now))
+            reference, key.principal, write, make, check_repeat, is_deep=not is_for_strangers
         )
         self.projection.expect(sequence)
         return head

@@ -68,24 +68,33 @@ class Registry:
         return adapter_head(found[0]) if found else None
 
     async def change(
-        self, reference: Reference, actor: str, write: str, make: Make, check_repeat: Check = lambda head: None
+        self,
+        reference: Reference,
+        actor: str,
+        write: str,
+        make: Make,
+        check_repeat: Check = lambda head: None,
+        *,
+        is_deep: bool = True,
     ) -> tuple[AdapterHead, int]:
         """Append what ``make`` makes of the current head; returns the new head and its sequence.
 
         ``make`` checks permission and raises; it is called again when another writer was first, a bounded number
         of times. A ``write`` (idempotency key) that the head remembers changes nothing and returns the head that it
         made then, if ``check_repeat`` of the current head does not raise: rights may have been taken back since; so it
-        is with one that the head has forgotten (see ``Repeats``). One that had nothing to change left no event, so
-        nothing remembers it.
+        is with one that the head has forgotten (see ``Repeats``). It is asked before anything is looked for, so that a
+        stranger waits as long as for what is not there; not ``is_deep``: only what the head remembers is told. A write
+        that had nothing to change left no event, so nothing remembers it.
         """
         mark = write_mark(actor, write)
         for _ in range(_ATTEMPTS_MAX):
             found = await self.places.read(reference)
             subject = self.places.subject(reference)
             head, sequence = (adapter_head(found[0]), found[1]) if found else (None, 0)
-            if found and head is not None and (made := await self._repeats.head_of(found[0], mark)):
+            if found and head is not None:
                 check_repeat(head)
-                return made, sequence
+                if made := await self._repeats.head_of(found[0], mark, is_deep=is_deep):
+                    return made, sequence
             change = await make(head)
             if change is None:
                 assert head is not None, "only what is there can be as wanted"

@@ -20,16 +20,18 @@ class Repeats:
         self._heads = heads
         self._projection = projection
 
-    async def head_of(self, last: RegistryEvent, mark: str) -> AdapterHead | None:
+    async def head_of(self, last: RegistryEvent, mark: str, *, is_deep: bool = True) -> AdapterHead | None:
         """Return the head that the write with ``mark`` made, or None if the adapter, at ``last``, never saw it.
+
+        Not ``is_deep``: or if its head has forgotten it.
 
         Raises ``DependencyUnavailable`` while the view is a little behind, as when identity has just started.
         """
         head = adapter_head(last)
         if mark in head.writes:
             return await self._made(last, mark)
-        if len(head.writes) < WRITES_IN_HEAD_MAX:
-            # It has forgotten nothing yet.
+        if len(head.writes) < WRITES_IN_HEAD_MAX or not is_deep:
+            # It has forgotten nothing yet, or whoever asks is told of nothing else.
             return None
         # What the event before had as its oldest write is the newest one that is forgotten now.
         if not await self._projection.reach(last.previous_sequence):

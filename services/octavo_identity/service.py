@@ -17,6 +17,7 @@ from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
 from octavo_identity.erasing import Erasing
 from octavo_identity.evaluating import Evaluating
+from octavo_identity.even_answers import even
 from octavo_identity.fleet import Fleet, Heard
 from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
@@ -191,7 +192,7 @@ def _bounded(verb: str, handler: Handler) -> Handler:
         with tracer.start_as_current_span(f"identity.{verb}", kind=SpanKind.SERVER):
             try:
                 async with asyncio.timeout(budget_ms / 1000) as deadline:
-                    return await handler(request)
+                    return await even(handler(request))
             except TimeoutError:
                 if deadline.expired():
                     raise DeadlineExceeded(budget_ms) from None

@@ -54,7 +54,7 @@ class Transferring:
             return Change("transferred", new, f"{head.owner} -> {owner}")
 
         # Who gave it away may have lost sight of it, and learns nothing from being told again what they did.
-        head = await self._desk.change(reference, key, request.idempotency_key, hand_over, lambda now: None)
+        head = await self._desk.change(reference, key, request.idempotency_key, hand_over, is_for_strangers=True)
         return info(head, key)
 
     async def _has_key(self, principal: str) -> bool:
