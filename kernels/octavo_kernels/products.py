@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from octavo_kernels import huge_pages
 from octavo_kernels.layout import LayoutError
 from octavo_kernels.native import load_native
 
@@ -60,7 +61,9 @@ def pack(weight: Tensor, bias: Tensor | None = None) -> PackedProduct:
     num_grouped = num_outputs // _GROUP * _GROUP
     tail = functional.pad(weight[num_grouped:], (0, 0, 0, -num_outputs % _PANEL))
     parts = [_paired(weight[:num_grouped], _GROUP), _paired(tail, max(_PANEL, len(tail)))]
-    return PackedProduct(torch.cat(parts), None if bias is None else bias.contiguous(), num_features, num_outputs)
+    packed = huge_pages.zeros(sum(map(len, parts)), weight.dtype)
+    torch.cat(parts, out=packed)
+    return PackedProduct(packed, None if bias is None else bias.contiguous(), num_features, num_outputs)
 
 
 def _paired(rows: Tensor, group: int) -> Tensor:

@@ -9,6 +9,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from octavo_kernels import huge_pages
+
 _SCRUBBED_TOGETHER = 64
 
 
@@ -43,7 +45,7 @@ class Arena:
             raise ValueError(f"an arena needs pages: {num_pages} of {page_elements} elements asked for")
         self.page_elements = page_elements
         self.num_pages = num_pages
-        self.memory: Tensor = torch.zeros(num_pages * page_elements, dtype=dtype, device=device)
+        self.memory: Tensor = huge_pages.zeros(num_pages * page_elements, dtype, device)
         self.reclaim: Callable[[int], int] = lambda num_pages: 0
         """Asked to free some pages that nobody uses when there are not enough; returns how many it freed."""
         self._lock = threading.Lock()
