@@ -29,7 +29,7 @@ from octavo_worker.model import base as base_module
 from octavo_worker.model import fused_layers
 from octavo_worker.model.base import BaseModel, load_base
 from octavo_worker.model.context import StepInputs
-from support.engines import ask, install, run, save_base, tiny_pack
+from support.engines import ask, install, num_threads, run, save_base, tiny_pack
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs a C++ compiler")
 
@@ -115,6 +115,19 @@ def test_a_fused_layer_computes_every_bit_that_its_modules_do(
     assert len(fused) == len(plain)
     assert any(len(step) == 1 for step in fused)
     assert all(torch.equal(one, other) for one, other in zip(fused, plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_how_many_threads_share_a_layer_changes_no_bit(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = _load(save_base(_model(*FUSED["mistral"]), tmp_path / "base"), dtype, monkeypatch)
+    with num_threads(1):
+        alone = _logits(base, monkeypatch)
+    for count in (2, 3, 5):
+        with num_threads(count):
+            shared = _logits(base, monkeypatch)
+        assert all(torch.equal(one, other) for one, other in zip(shared, alone, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

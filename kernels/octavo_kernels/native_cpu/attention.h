@@ -304,7 +304,9 @@ inline int write_kv(int64_t element_bytes, char* arena, int64_t arena_len, const
   int64_t last = layer_offset + values + (heads - 1) * plane + dim;
   for (int64_t i = 0; i < n; i++)
     if (layer_offset < 0 || offsets[i] < 0 || offsets[i] > arena_len - last) return BAD_OFFSET;
-  for (int64_t i = 0; i < n; i++)
+  // A few copies are not worth calling other threads; in a team each takes the rows that each_row gives it.
+  int64_t begin = first_of(n, team().own, team().size), end = first_of(n, team().own + 1, team().size);
+  for (int64_t i = begin; i < end; i++)
     for (int64_t head = 0; head < heads; head++) {
       char* to = arena + (offsets[i] + layer_offset + head * plane) * element_bytes;
       std::memcpy(to, k + (i * k_row + head * k_head) * element_bytes, dim * element_bytes);

@@ -73,10 +73,12 @@ template <class T> bool project_with_torch(const Torch& torch, const Product& pr
   return true;
 }
 
-template <class T> bool project_all(const Torch& torch, const Product& with, T* x, int64_t n, Produced<T>& y) {
+template <class T>
+bool project_all(const Torch& torch, const Product& with, T* x, int64_t n, Produced<T>& y, const Product* then) {
   if constexpr (sizeof(T) == sizeof(bf16)) {
     if (with.packed.weight) {
-      product(with.packed, x, with.packed.features, y.data, with.packed.outputs, n);
+      const Packed* next = then && then->packed.weight ? &then->packed : nullptr;
+      product(with.packed, x, with.packed.features, y.data, with.packed.outputs, n, next);
       return true;
     }
   }
@@ -99,21 +101,39 @@ template <class T> int adapt_some(const LayerStep& s, const T* x, int64_t h, Par
   return adapt(x, h, (const T*)s.arena, s.arena_len, *s.groups, parts, used, s.n, h);
 }
 
-// `out` may be x.
+// What a layer writes for the next of its parts to read, in this order; room for the largest of all layers.
+enum { NORMED, TURNED, ATTENDED, GATED, BETWEEN, QKV, PROJECTED, GATE_UP, BUFFERS };
+template <class T> struct Buffers { T* at[BUFFERS]; };
+
+template <class T> Buffers<T> buffers_for(const DecoderLayer* layers, int64_t count, int64_t n) {
+  int64_t widest[BUFFERS] = {};
+  for (int64_t i = 0; i < count; i++) {
+    const DecoderLayer& l = layers[i];
+    int64_t hidden = l.qkv.packed.features, inner = l.down.packed.features;
+    int64_t widths[BUFFERS] = {hidden, (l.heads + l.kv_heads) * l.dim, l.heads * l.dim, inner, hidden,
+                               l.qkv.packed.outputs, hidden, 2 * inner};
+    for (int b = 0; b < BUFFERS; b++) widest[b] = std::max(widest[b], widths[b]);
+  }
+  Buffers<T> buffers;
+  for (int b = 0; b < BUFFERS; b++)
+    buffers.at[b] = (T*)aligned(scratch(3 + b, (std::max<int64_t>(n, 2) * widest[b] * sizeof(T) + 3) / sizeof(float) + 16));
+  return buffers;
+}
+
+// `out` may be x. `then` is the first product of the layer behind this one, if there is one.
 template <class T>
-int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s, const LayerPlaces& at, const T* x, T* out) {
+int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s, const LayerPlaces& at, const T* x, T* out,
+                  const Buffers<T>& buffers, const Product* then) {
   int64_t n = s.n, hidden = l.qkv.packed.features, inner = l.down.packed.features, dim = l.dim;
   int64_t attended_width = l.heads * dim, turned_width = (l.heads + l.kv_heads) * dim, qkv_width = l.qkv.packed.outputs;
-  int64_t widths[] = {hidden, turned_width, attended_width, inner, hidden, qkv_width, hidden, 2 * inner};
-  T* buffers[8];
-  for (int i = 0; i < 8; i++)
-    buffers[i] = (T*)aligned(scratch(3 + i, (std::max<int64_t>(n, 2) * widths[i] * sizeof(T) + 3) / sizeof(float) + 16));
-  T *normed = buffers[0], *turned = buffers[1], *attended = buffers[2], *gated = buffers[3], *between = buffers[4];
+  T *normed = buffers.at[NORMED], *turned = buffers.at[TURNED], *attended = buffers.at[ATTENDED];
+  T *gated = buffers.at[GATED], *between = buffers.at[BETWEEN];
 
   rms_norm(x, hidden, (const T*)l.input_norm.weight, (float)l.input_norm.eps, (int)l.input_norm.form, normed, n, hidden);
+  meet();
   {
-    Produced<T> qkv(torch, buffers[5]), o(torch, buffers[6]);
-    if (!project_all(torch, l.qkv, normed, n, qkv)) return BAD_PRODUCT;
+    Produced<T> qkv(torch, buffers.at[QKV]), o(torch, buffers.at[PROJECTED]);
+    if (!project_all(torch, l.qkv, normed, n, qkv, &l.o)) return BAD_PRODUCT;
     T *q = qkv.data, *k = q + attended_width, *v = k + l.kv_heads * dim;
     Part parts[] = {{at.tables[0], q, qkv_width, attended_width},
                     {at.tables[1], k, qkv_width, l.kv_heads * dim},
@@ -124,24 +144,27 @@ int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s,
                              (const char*)v, qkv_width, dim, at.token_offsets, l.layer_offset, at.kv->page_tokens, n,
                              l.kv_heads, dim))
       return error;
+    meet();
     Attend how{l.layer_offset, l.heads, l.window, (float)l.scaling, 0.0f, nullptr};
     if (int error = paged_attention((const T*)turned, turned_width, dim, (const T*)s.arena, s.arena_len, *at.kv, how, attended,
                                     attended_width, dim, n))
       return error;
-    if (!project_all(torch, l.o, attended, n, o)) return BAD_PRODUCT;
+    if (!project_all(torch, l.o, attended, n, o, &l.gate_up)) return BAD_PRODUCT;
     Part part = {at.tables[3], o.data, hidden, hidden};
     if (int error = adapt_some(s, attended, attended_width, &part, 1)) return error;
     add(x, (const T*)o.data, between, n, hidden);
   }
   rms_norm((const T*)between, hidden, (const T*)l.inner_norm.weight, (float)l.inner_norm.eps, (int)l.inner_norm.form, normed, n,
            hidden);
-  Produced<T> gate_up(torch, buffers[7]), down(torch, buffers[6]);
-  if (!project_all(torch, l.gate_up, normed, n, gate_up)) return BAD_PRODUCT;
+  meet();
+  Produced<T> gate_up(torch, buffers.at[GATE_UP]), down(torch, buffers.at[PROJECTED]);
+  if (!project_all(torch, l.gate_up, normed, n, gate_up, &l.down)) return BAD_PRODUCT;
   T *gates = gate_up.data, *up = gates + inner;
   Part parts[] = {{at.tables[4], gates, 2 * inner, inner}, {at.tables[5], up, 2 * inner, inner}};
   if (int error = adapt_some(s, normed, hidden, parts, 2)) return error;
   gate((int)l.activation, (const T*)gates, 2 * inner, (const T*)up, 2 * inner, gated, n, inner);
-  if (!project_all(torch, l.down, gated, n, down)) return BAD_PRODUCT;
+  meet();
+  if (!project_all(torch, l.down, gated, n, down, then)) return BAD_PRODUCT;
   Part part = {at.tables[6], down.data, hidden, hidden};
   if (int error = adapt_some(s, gated, inner, &part, 1)) return error;
   add((const T*)between, (const T*)down.data, out, n, hidden);
@@ -151,9 +174,26 @@ int decoder_layer(const Torch& torch, const DecoderLayer& l, const LayerStep& s,
 template <class T>
 int decoder_layers(const Torch& torch, const DecoderLayer* layers, int64_t count, const LayerStep& s, const LayerPlaces* places,
                    const T* x, T* out) {
-  for (int64_t i = 0; i < count; i++)
-    if (int error = decoder_layer(torch, layers[i], s, places[i], i ? out : x, out)) return error;
-  return OK;
+  Buffers<T> buffers = buffers_for<T>(layers, count, s.n);
+  auto run = [&] {
+    for (int64_t i = 0; i < count; i++) {
+      const Product* then = i + 1 < count ? &layers[i + 1].qkv : nullptr;
+      if (int error = decoder_layer(torch, layers[i], s, places[i], i ? out : x, out, buffers, then)) return error;
+    }
+    return (int)OK;
+  };
+  // torch calls threads of its own for its products.
+  bool is_ours = std::all_of(layers, layers + count, [](const DecoderLayer& l) {
+    return l.qkv.packed.weight && l.o.packed.weight && l.gate_up.packed.weight && l.down.packed.weight;
+  });
+  if (!is_ours) return run();
+  // What is wrong is wrong for each of them, and found before they would meet.
+  int result = OK;
+  as_team([&] {
+    int error = run();
+    if (!team().own) result = error;
+  });
+  return result;
 }
 
 }  // namespace

@@ -16,8 +16,13 @@ constexpr int64_t ROWS_AT_ONCE = 8;  // rows that one thread takes at a time
 // One thread does this many elements sooner than two have met; and meeting is what costs where cores are shared.
 constexpr int64_t SERIAL_ELEMENTS = 3 << 14;
 
-template <class T> inline v16 rounded(v16 x) { T lanes[16]; store(lanes, x); return load(lanes); }
-template <> inline v16 rounded<float>(v16 x) { return x; }
+// As stored and loaded again, but for a number that is none: it stays one.
+template <class T> inline v16 rounded(v16 x) { return x; }
+template <> inline v16 rounded<bf16>(v16 x) {
+  u16x32 bits = (u16x32)x, is_none = (u16x32)(x != x);
+  u16x32 nearest = bits + 0x7fff + ((bits >> 16) & 1);
+  return (v16)(((nearest & ~is_none) | ((bits | 0x400000) & is_none)) & 0xffff0000);
+}
 
 // Calls run(k, lanes) for each 16 of n lanes; the last may be fewer.
 template <class F> inline void each_lanes(int64_t n, F run) {
@@ -26,7 +31,14 @@ template <class F> inline void each_lanes(int64_t n, F run) {
 template <class T> inline v16 load_some(const T* p, int64_t n) { return n == 16 ? load(p) : load_part(p, n); }
 template <class T> inline void store_some(T* p, v16 v, int64_t n) { n == 16 ? store(p, v) : store_part(p, v, n); }
 
+// In a team each thread always takes the same rows, and they do not meet behind it: meet() comes before rows of others are
+// read.
 template <class F> void each_row(int64_t n, int64_t width, F run) {
+  if (team().size > 1) {
+    int64_t size = team().size, own = team().own;
+    for (int64_t i = first_of(n, own, size); i < first_of(n, own + 1, size); i++) run(i);
+    return;
+  }
   int64_t work = n * width >= SERIAL_ELEMENTS ? n * width : 0;
   parallel((n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, work, [&](int64_t block) {
     for (int64_t i = block * ROWS_AT_ONCE; i < std::min(n, (block + 1) * ROWS_AT_ONCE); i++) run(i);

@@ -26,6 +26,8 @@ constexpr int64_t MANY_OUTPUTS = GROUP * PANEL;
 // after the other, the pairs of all its outputs. `outputs` of them are wanted, the others of the last group are zeros.
 struct Packed { const bf16* weight; const bf16* bias; int64_t features, outputs; };
 
+inline int64_t groups_of(const Packed& w) { return (w.outputs + MANY_OUTPUTS - 1) / MANY_OUTPUTS; }
+
 // Up to 48 outputs, from `first`; `next` are `lines` lines of memory that are needed after it.
 struct Group { const bf16* weight; int64_t first, panels; const char* next; int64_t lines; };
 
@@ -105,71 +107,57 @@ inline bool has_tiles() {
   return granted;
 }
 
-inline void ask(const char*& ahead, const char* until, int64_t lines) {
-  for (int64_t i = 0; i < lines && ahead < until; i++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+// Sixteen outputs: where their first pairs of features lie, and after how many bytes the next ones.
+struct Panel { const bf16* weight; int64_t pitch, first; };
+
+inline int64_t panels_of(const Packed& w) { return (w.outputs + PANEL - 1) / PANEL; }
+inline Panel panel_of(const Packed& w, int64_t at) {
+  int64_t group = at / GROUP, together = std::min(GROUP, panels_of(w) - group * GROUP);
+  return {w.weight + group * w.features * MANY_OUTPUTS + at % GROUP * 2 * PANEL, together * 64, at * PANEL};
 }
 
-// TILES times 16 rows by PANELS times 16 outputs; sums [48][16] to `out`. Tiles 0 to 5 hold sums, 6 rows, 7 weights.
+// The pairs that two panels are to be asked for, one after the other.
+struct Asked {
+  Panel panels[2];
+  int64_t at, end;
+  void pairs(int64_t count) {
+    for (; count > 0 && at < end; count--, at++)
+      for (const Panel& panel : panels) _mm_prefetch((const char*)panel.weight + at * panel.pitch, _MM_HINT_T1);
+  }
+};
+
+// TILES times 16 rows by PANELS times 16 outputs; sums [TILES][PANELS][16][16] to `out`. Loading a tile takes about as
+// long as multiplying two: of two by two each is loaded once for two products, and more sums do not fit. Tiles 0 to 3 hold
+// sums, 4 and 5 rows, 6 and 7 weights.
 template <int TILES, int PANELS>
-inline void multiply_tiles(const bf16* const* x, const int64_t* pitch, const bf16* weight, int64_t features, float* out,
-                           const char* ahead, const char* until) {
+inline void multiply_tiles(const bf16* const* x, const int64_t* pitch, const Panel* panels, int64_t features, float* out,
+                           Asked& asked) {
   _tile_zero(0);
   if (PANELS > 1) _tile_zero(1);
-  if (PANELS > 2) _tile_zero(2);
-  if (TILES > 1) {
-    _tile_zero(3);
-    if (PANELS > 1) _tile_zero(4);
-    if (PANELS > 2) _tile_zero(5);
-  }
-  int64_t steps = features / PAIRED, lines = ((until - ahead) / 64 + steps * 6 - 1) / (steps * 6);
+  if (TILES > 1) _tile_zero(2);
+  if (TILES > 1 && PANELS > 1) _tile_zero(3);
+  int64_t steps = features / PAIRED, some = (asked.end - asked.at + 2 * steps - 1) / (2 * steps);
+  const char* w[2] = {(const char*)panels[0].weight, (const char*)panels[PANELS - 1].weight};
   for (int64_t k = 0; k < steps; k++) {
-    const bf16* w = weight + k * PANELS * PAIRED * TILE;
-    _tile_loadd(6, x[0] + k * PAIRED, pitch[0]);
-    _tile_loadd(7, w, PANELS * 64);
-    _tile_dpbf16ps(0, 6, 7);
-    ask(ahead, until, 2 * lines);
+    _tile_loadd(4, x[0] + k * PAIRED, pitch[0]);
+    _tile_loadd(6, w[0] + k * TILE * panels[0].pitch, panels[0].pitch);
+    _tile_dpbf16ps(0, 4, 6);
+    asked.pairs(some);
     if (PANELS > 1) {
-      _tile_loadd(7, w + PAIRED, PANELS * 64);
-      _tile_dpbf16ps(1, 6, 7);
-      ask(ahead, until, 2 * lines);
+      _tile_loadd(7, w[1] + k * TILE * panels[1].pitch, panels[1].pitch);
+      _tile_dpbf16ps(1, 4, 7);
     }
-    if (PANELS > 2) {
-      _tile_loadd(7, w + 2 * PAIRED, PANELS * 64);
-      _tile_dpbf16ps(2, 6, 7);
-      ask(ahead, until, 2 * lines);
-    }
+    asked.pairs(some);
     if (TILES > 1) {
-      _tile_loadd(6, x[1] + k * PAIRED, pitch[1]);
-      _tile_loadd(7, w, PANELS * 64);
-      _tile_dpbf16ps(3, 6, 7);
-      if (PANELS > 1) {
-        _tile_loadd(7, w + PAIRED, PANELS * 64);
-        _tile_dpbf16ps(4, 6, 7);
-      }
-      if (PANELS > 2) {
-        _tile_loadd(7, w + 2 * PAIRED, PANELS * 64);
-        _tile_dpbf16ps(5, 6, 7);
-      }
+      _tile_loadd(5, x[1] + k * PAIRED, pitch[1]);
+      _tile_dpbf16ps(2, 5, 6);
+      if (PANELS > 1) _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, out, 64);
   if (PANELS > 1) _tile_stored(1, out + 256, 64);
-  if (PANELS > 2) _tile_stored(2, out + 512, 64);
-  if (TILES > 1) {
-    _tile_stored(3, out + 768, 64);
-    if (PANELS > 1) _tile_stored(4, out + 1024, 64);
-    if (PANELS > 2) _tile_stored(5, out + 1280, 64);
-  }
-}
-
-template <int TILES> inline void multiply_panels(int64_t panels, const bf16* const* x, const int64_t* pitch,
-                                                 const bf16* weight, int64_t features, float* out, const char* ahead,
-                                                 const char* until) {
-  switch (panels) {
-    case 1: return multiply_tiles<TILES, 1>(x, pitch, weight, features, out, ahead, until);
-    case 2: return multiply_tiles<TILES, 2>(x, pitch, weight, features, out, ahead, until);
-    default: return multiply_tiles<TILES, 3>(x, pitch, weight, features, out, ahead, until);
-  }
+  if (TILES > 1) _tile_stored(2, out + PANELS * 256, 64);
+  if (TILES > 1 && PANELS > 1) _tile_stored(3, out + 768, 64);
 }
 
 // Rows to multiply. `last` are the last ones, fewer than a tile has, and zeros after them, which reach no row's sums.
@@ -184,11 +172,11 @@ inline Rows tiled(const bf16* x, int64_t x_pitch, int64_t n, int64_t features) {
   return {x, x_pitch, last};
 }
 
-inline void product_by_tiles(const Packed& w, const Group& group, const Rows& x, bf16* y, int64_t y_pitch, int64_t n) {
-  static const TileConfig config;
-  _tile_loadconfig(&config);
-  alignas(64) float sums[6 * TILE * TILE];
-  int64_t blocks = (n + 2 * TILE - 1) / (2 * TILE);
+// All rows by `count` panels, one or two, while those of `asked` are asked for.
+inline void multiply_panels(const Packed& w, int64_t count, const Panel* panels, const Rows& x, bf16* y, int64_t y_pitch,
+                            int64_t n, Asked asked) {
+  alignas(64) float sums[4 * TILE * TILE];
+  int64_t blocks = (n + 2 * TILE - 1) / (2 * TILE), asked_end = asked.end;
   for (int64_t block = 0; block < blocks; block++) {
     int64_t row = block * 2 * TILE, tiles = n - row > TILE ? 2 : 1;
     const bf16* from[2];
@@ -198,26 +186,46 @@ inline void product_by_tiles(const Packed& w, const Group& group, const Rows& x,
       from[t] = is_whole ? x.at + (row + t * TILE) * x.pitch : x.last;
       pitch[t] = (is_whole ? x.pitch : w.features) * (int64_t)sizeof(bf16);
     }
-    const char* ahead = group.next + group.lines * block / blocks * 64;
-    const char* until = group.next + group.lines * (block + 1) / blocks * 64;
-    if (tiles > 1) multiply_panels<2>(group.panels, from, pitch, group.weight, w.features, sums, ahead, until);
-    else multiply_panels<1>(group.panels, from, pitch, group.weight, w.features, sums, ahead, until);
-    for (int64_t c = 0; c < group.panels; c++) {
-      int64_t at = group.first + c * PANEL;
+    asked.end = asked_end * (block + 1) / blocks;
+    if (tiles > 1 && count > 1) multiply_tiles<2, 2>(from, pitch, panels, w.features, sums, asked);
+    else if (tiles > 1) multiply_tiles<2, 1>(from, pitch, panels, w.features, sums, asked);
+    else if (count > 1) multiply_tiles<1, 2>(from, pitch, panels, w.features, sums, asked);
+    else multiply_tiles<1, 1>(from, pitch, panels, w.features, sums, asked);
+    for (int64_t c = 0; c < count; c++) {
+      int64_t at = panels[c].first;
       __m512 bias = bias_of(w, at);
       for (int64_t r = 0; r < std::min(2 * TILE, n - row); r++) {
-        const float* sum = sums + ((r / TILE * GROUP + c) * TILE + r % TILE) * PANEL;
+        const float* sum = sums + ((r / TILE * count + c) * TILE + r % TILE) * PANEL;
         store_rounded(y + (row + r) * y_pitch + at, _mm512_add_ps(_mm512_load_ps(sum), bias), w.outputs - at);
       }
     }
   }
-  _tile_release();
+}
+
+inline void product_by_tiles(const Packed& w, const bf16* x, int64_t x_pitch, bf16* y, int64_t y_pitch, int64_t n,
+                             const Packed* then) {
+  static const TileConfig config;
+  Rows rows = tiled(x, x_pitch, n, w.features);
+  int64_t count = panels_of(w);
+  parallel_shares((count + 1) / 2, n * w.features * w.outputs, [&](int64_t begin, int64_t end, int64_t own, int64_t size) {
+    _tile_loadconfig(&config);
+    for (int64_t i = begin; i < end; i++) {
+      Panel panels[2] = {panel_of(w, 2 * i), panel_of(w, std::min(2 * i + 1, count - 1))};
+      const Packed* next = i + 1 < end ? &w : then;
+      Asked asked{{}, 0, 0};
+      if (next) {
+        int64_t all = panels_of(*next), at = next == then ? 2 * first_of((all + 1) / 2, own, size) : 2 * i + 2;
+        at = std::min(at, all - 1);
+        asked = {{panel_of(*next, at), panel_of(*next, std::min(at + 1, all - 1))}, 0, next->features / 2};
+      }
+      multiply_panels(w, std::min<int64_t>(2, count - 2 * i), panels, rows, y, y_pitch, n, asked);
+    }
+    _tile_release();
+  });
 }
 #else
-struct Rows {};
 inline bool has_tiles() { return false; }
-inline Rows tiled(const bf16*, int64_t, int64_t, int64_t) { return {}; }
-inline void product_by_tiles(const Packed&, const Group&, const Rows&, bf16*, int64_t, int64_t) {}
+inline void product_by_tiles(const Packed&, const bf16*, int64_t, bf16*, int64_t, int64_t, const Packed*) {}
 #endif
 
 // The same for a group with vectors, a few rows after the others.
@@ -238,23 +246,30 @@ inline void product_by_vectors(const Packed& w, const Group& group, const bf16* 
   }
 }
 
-inline void product(const Packed& w, const bf16* x, int64_t x_pitch, bf16* y, int64_t y_pitch, int64_t n) {
-  int64_t groups = (w.outputs + MANY_OUTPUTS - 1) / MANY_OUTPUTS, group_elements = w.features * MANY_OUTPUTS;
-  bool by_tiles = has_tiles() && w.features % PAIRED == 0;
-  Rows rows = by_tiles ? tiled(x, x_pitch, n, w.features) : Rows{};
-  parallel_stretches(groups, n * w.features * w.outputs, [](int64_t) { return 1; }, [&](int64_t i) {
-    const bf16* weight = w.weight + i * group_elements;
-    int64_t first = i * MANY_OUTPUTS, panels = std::min(GROUP, (w.outputs - first + PANEL - 1) / PANEL);
-    // What is behind the last group may be nobody's: asking for it is harmless.
-    const char* next = (const char*)(weight + group_elements);
-    Group group{weight, first, panels, next, group_elements * (int64_t)sizeof(bf16) / 64};
-    if (by_tiles) product_by_tiles(w, group, rows, y, y_pitch, n);
-    else product_by_vectors(w, group, x, x_pitch, y, y_pitch, n);
+// `then` is what will be multiplied with next, if that is known: each thread asks for the first that it will need of it.
+inline void product(const Packed& w, const bf16* x, int64_t x_pitch, bf16* y, int64_t y_pitch, int64_t n,
+                    const Packed* then = nullptr) {
+  if (has_tiles() && w.features % PAIRED == 0) return product_by_tiles(w, x, x_pitch, y, y_pitch, n, then);
+  int64_t groups = groups_of(w), group_elements = w.features * MANY_OUTPUTS;
+  parallel_shares(groups, n * w.features * w.outputs, [&](int64_t begin, int64_t end, int64_t own, int64_t size) {
+    for (int64_t i = begin; i < end; i++) {
+      const bf16* weight = w.weight + i * group_elements;
+      int64_t first = i * MANY_OUTPUTS, panels = std::min(GROUP, (w.outputs - first + PANEL - 1) / PANEL);
+      // What is behind the last group may be nobody's: asking for it is harmless.
+      const bf16* next = weight + group_elements;
+      int64_t next_elements = group_elements;
+      if (then && i + 1 == end) {
+        next_elements = then->features * MANY_OUTPUTS;
+        next = then->weight + first_of(groups_of(*then), own, size) * next_elements;
+      }
+      Group group{weight, first, panels, (const char*)next, next_elements * (int64_t)sizeof(bf16) / 64};
+      product_by_vectors(w, group, x, x_pitch, y, y_pitch, n);
+    }
   });
 }
 #else
 constexpr bool CAN_MULTIPLY = false;
-inline void product(const Packed&, const bf16*, int64_t, bf16*, int64_t, int64_t) {}
+inline void product(const Packed&, const bf16*, int64_t, bf16*, int64_t, int64_t, const Packed* = nullptr) {}
 #endif
 
 }  // namespace
