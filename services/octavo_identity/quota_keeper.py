@@ -1,105 +1,121 @@
 """Holds what is pushed against its tenant's quotas."""
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
+from octavo_identity.claims import Claim, Claims
 from octavo_identity.desk import Desk
 from octavo_identity.metering import Metering
 from octavo_identity.staging import PackPlace
 from octavo_identity.usage_tables import Held, held_by, is_counted
 from octavo_shared.clock import wall_ms
-from octavo_shared.errors import DailyQuotaExceeded, QuotaExceeded
+from octavo_shared.errors import DailyQuotaExceeded, DependencyUnavailable, QuotaExceeded, RevisionConflict
 from octavo_shared.messages.usage import Quota, Quotas, day_of, left_of_day_s
 from octavo_shared.references import AdapterId, Reference, TenantId
 
-
-@dataclass(frozen=True)
-class _Claim:
-    """Revision ``number``, which is being made of a pack of so many bytes."""
-
-    adapter_id: AdapterId
-    number: int
-    pack_bytes: int
+_ATTEMPTS_MAX = 16
+_GIVE_BACK_S = 3.0
 
 
 class QuotaKeeper:
-    """Counts what is in the registry and what this process is about to add.
+    """Counts what is in the registry and what any replica is about to add, which each writes down first.
 
-    A tenant without quotas costs one leader read. What several replicas add at the same moment may all fit for each of
-    them, so a limit can be passed by what the others have on their way.
+    A tenant without quotas costs one leader read; a push of one that has quotas costs three more, and a write. Whoever
+    writes down a claim has seen all others, and after them all that is in the registry: what is no claim any more is
+    there. So pushes do not pass a limit together, whichever replicas make them.
     """
 
-    def __init__(self, desk: Desk, metering: Metering) -> None:
+    def __init__(self, desk: Desk, metering: Metering, claims: Claims) -> None:
         self._desk = desk
         self._metering = metering
-        self._claims: dict[TenantId, dict[str, _Claim]] = {}
-        """By the object key of the pack, of tenants with quotas: what runs, and what ran since the last check."""
-        self._deciding = asyncio.Lock()
+        self._claims = claims
+        self._turns: WeakValueDictionary[TenantId, asyncio.Lock] = WeakValueDictionary()
+        """Within this process, pushes of one tenant wait for each other instead of getting in each other's way."""
 
     async def check(self, reference: Reference, *, is_new: bool) -> None:
         """Raise what ``room`` would raise for any pack, before its bytes travel; ``is_new``: it begins an adapter."""
         quotas = await self._desk.quotas_of(reference.tenant)
         if quotas is not None and _bounds_pushes(quotas):
-            await self._metering.reach_registry()
-            async with self._deciding:
-                held = await self._held(self._desk.ids.tenant(reference.tenant))
+            tenant_id = self._desk.ids.tenant(reference.tenant)
+            claims, _ = await self._claims.read(tenant_id, wall_ms())
+            held, _ = await self._held(tenant_id, claims)
             _check(quotas, held, 1, is_new=is_new)
 
     @asynccontextmanager
     async def room(self, reference: Reference, place: PackPlace, pack_bytes: int) -> AsyncIterator[None]:
         """Keep room for a pack of the adapter while the block makes it a revision.
 
-        Raises ``QuotaExceeded`` or ``DailyQuotaExceeded``, and ``DependencyUnavailable`` while it is not known here
-        what there is.
+        Raises ``QuotaExceeded`` or ``DailyQuotaExceeded``, ``DependencyUnavailable`` while it is not known here what
+        there is, and ``RevisionConflict`` when too many others push.
         """
         quotas = await self._desk.quotas_of(reference.tenant)
         if quotas is None or not _bounds_pushes(quotas):
             yield
             return
-        await self._metering.reach_registry()
-        claim = _Claim(place.adapter_id, place.revision, pack_bytes)
-        async with self._deciding:
-            held = await self._held(place.tenant_id, claim)
-            _check(quotas, held, pack_bytes, is_new=claim.number == 1)
-            self._claims.setdefault(place.tenant_id, {})[place.object_key] = claim
+        claim = Claim(place.object_key, place.adapter_id, place.revision, pack_bytes, wall_ms())
+        await self._claim(quotas, place.tenant_id, claim)
         try:
             yield
         except BaseException:
-            self._forget(place.tenant_id, [place.object_key])
+            await self._give_back(place.tenant_id, claim)
             raise
         # Else it stays until a revision of its number is seen among what is counted: this one, or whose turn it was.
 
-    async def _held(self, tenant_id: TenantId, own: _Claim | None = None) -> Held:
-        """Return what the tenant has, with what is on its way; the caller lets nobody else decide meanwhile."""
-        claims, day = dict(self._claims.get(tenant_id, {})), day_of(wall_ms())
+    async def _claim(self, quotas: Quotas, tenant_id: TenantId, claim: Claim) -> None:
+        turn = self._turns.get(tenant_id) or asyncio.Lock()
+        self._turns[tenant_id] = turn
+        async with turn:
+            for _ in range(_ATTEMPTS_MAX):
+                claims, sequence = await self._claims.read(tenant_id, wall_ms())
+                held, waiting = await self._held(tenant_id, claims, claim)
+                _check(quotas, held, claim.pack_bytes, is_new=claim.number == 1)
+                with contextlib.suppress(RevisionConflict):
+                    await self._claims.write(tenant_id, (*waiting, claim), sequence)
+                    return
+        raise RevisionConflict
 
-        def look(file: sqlite3.Connection) -> tuple[Held, list[str]]:
-            counted = [place for place, one in claims.items() if is_counted(file, one.adapter_id, one.number)]
-            return held_by(file, tenant_id, day), counted
+    async def _give_back(self, tenant_id: TenantId, claim: Claim) -> None:
+        """Take back a claim that came to nothing. One that cannot be now takes room until it is over."""
+        with contextlib.suppress(DependencyUnavailable, TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_S):
+                for _ in range(_ATTEMPTS_MAX):
+                    claims, sequence = await self._claims.read(tenant_id, wall_ms())
+                    left = tuple(one for one in claims if one.place != claim.place)
+                    with contextlib.suppress(RevisionConflict):
+                        await self._claims.write(tenant_id, left, sequence)
+                        return
 
-        held, counted = await self._metering.look(look)
-        self._forget(tenant_id, counted)
+    async def _held(
+        self, tenant_id: TenantId, claims: tuple[Claim, ...], own: Claim | None = None
+    ) -> tuple[Held, tuple[Claim, ...]]:
+        """Return what the tenant has, with what is on its way beside ``own``, and those of ``claims`` that still wait.
+
+        The registry is asked after the claims were: what was taken off them in between would be in neither.
+        """
+        await self._metering.reach_registry()
+        day = day_of(wall_ms())
+
+        def look(file: sqlite3.Connection) -> tuple[Held, tuple[Claim, ...]]:
+            waiting = tuple(one for one in claims if not is_counted(file, one.adapter_id, one.number))
+            return held_by(file, tenant_id, day), waiting
+
+        held, waiting = await self._metering.look(look)
         # Of all that would be one revision, one can become it; whoever is late comes again with the next number.
-        waiting: dict[tuple[AdapterId, int], int] = {}
-        for one in self._claims.get(tenant_id, {}).values():
+        places: dict[tuple[AdapterId, int], int] = {}
+        for one in waiting:
             if own is None or (one.adapter_id, one.number) != (own.adapter_id, own.number):
                 place = one.adapter_id, one.number
-                waiting[place] = max(waiting.get(place, 0), one.pack_bytes)
-        return Held(
-            held.num_adapters + sum(number == 1 for _, number in waiting),
-            held.pack_bytes + sum(waiting.values()),
-            held.num_pushes + len(waiting),
+                places[place] = max(places.get(place, 0), one.pack_bytes)
+        total = Held(
+            held.num_adapters + sum(number == 1 for _, number in places),
+            held.pack_bytes + sum(places.values()),
+            held.num_pushes + len(places),
         )
-
-    def _forget(self, tenant_id: TenantId, places: Iterable[str]) -> None:
-        claims = self._claims.get(tenant_id, {})
-        for place in places:
-            claims.pop(place, None)
-        if not claims:
-            self._claims.pop(tenant_id, None)
+        return total, waiting
 
 
 def _bounds_pushes(quotas: Quotas) -> bool:

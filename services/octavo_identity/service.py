@@ -12,6 +12,7 @@ from octavo_identity.auditor import Auditor
 from octavo_identity.base_verbs import BaseVerbs
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
+from octavo_identity.claims import Claims
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.deployment import check_secret
 from octavo_identity.desk import Desk
@@ -101,6 +102,8 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 await _retry(keys.ensure_stream)
                 usage = UsageStream(bus, settings.num_replicas)
                 await _retry(usage.ensure_stream)
+                claims = Claims(bus, settings.num_replicas)
+                await _retry(claims.ensure_stream)
                 await _retry(store.ensure_bucket)
                 if (path := settings.admin_key_file) is not None:
                     await _retry(lambda: ensure_admin_key(heads, path))
@@ -110,7 +113,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 staging = Staging(store, keys)
                 statements = Statements(signers)
                 metering = Metering(heads, usage, projection)
-                quotas = QuotaKeeper(desk, metering)
+                quotas = QuotaKeeper(desk, metering, claims)
                 fleet = Fleet()
                 admission = Admission(desk.bases, store, fleet)
                 pushing = Pushing(desk, staging, keys, statements, admission, quotas, settings.upload_bytes_max)

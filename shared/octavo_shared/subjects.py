@@ -42,10 +42,15 @@ KEY_SUBJECTS = (f"{PREFIX}.datakeys.>",)
 ERASED = f"{PREFIX}.datakeys.erased"
 """In the stream of keys: ids of adapters that were erased, so that workers that were away learn of it."""
 
+CLAIM_STREAM = "OCTAVO_CLAIMS"
+CLAIM_SUBJECTS = (f"{PREFIX}.claims.*",)
+"""What identities are about to add for tenants with quotas, one message for each tenant."""
+
 IDENTITY_STREAMS = {
     REGISTRY_STREAM: REGISTRY_SUBJECTS,
     CHECKPOINT_STREAM: (CHECKPOINTS,),
     KEY_STREAM: KEY_SUBJECTS,
+    CLAIM_STREAM: CLAIM_SUBJECTS,
 }
 """Stream → subjects. Only identity may write to these and read from them."""
 
@@ -120,6 +125,11 @@ def data_key(adapter_id: str) -> str:
 def upload_key(adapter_id: str, upload_id: str) -> str:
     """Subject in the stream of keys whose last message is the wrapped key that an upload is staged under."""
     return f"{PREFIX}.datakeys.uploads.{adapter_id}.{upload_id}"
+
+
+def claims(tenant_id: str) -> str:
+    """Subject whose last message holds what identities are about to add for a tenant."""
+    return f"{PREFIX}.claims.{tenant_id}"
 
 
 def key_head(key_id: str) -> str:

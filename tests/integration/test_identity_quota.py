@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from octavo_identity.claims import Claims
 from octavo_identity.ids import Ids, load_secret
+from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import RegistryEvent, TenantHead
 from octavo_identity.staging import PackPlace
 from octavo_shared import subjects
@@ -32,7 +35,7 @@ from octavo_shared.references import AdapterId, parse_reference
 from octavo_shared.tasks import end
 from support.adapters import TINY_FINGERPRINT
 from support.days import begin_in_one_day
-from support.identity_rig import Client, own_identity, own_nats, parts, quota_keeper
+from support.identity_rig import Client, Parts, own_identity, own_nats, parts, quota_keeper
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +261,7 @@ async def test_room_is_kept_while_a_revision_is_made_and_given_back_when_it_is_n
         head = TenantHead(tenant_id, "home", quotas=Quotas(adapters=1, storage_bytes=10))
         await one.heads.append(one.desk.tenant_subject("home"), RegistryEvent("quota_set", "admin", 1, 0, head))
         following = asyncio.create_task(one.projection.follow(one.heads))
+        await Claims(bus, 1).ensure_stream()
         keeper = quota_keeper(one.desk, bus)
 
         def place(name: str) -> PackPlace:
@@ -281,3 +285,77 @@ async def test_room_is_kept_while_a_revision_is_made_and_given_back_when_it_is_n
                 pass
         finally:
             await end(following)
+
+
+@asynccontextmanager
+async def two_keepers(folder: Path, quotas: Quotas) -> AsyncIterator[tuple[Parts, list[QuotaKeeper]]]:
+    """Yield what two replicas of identity hold pushes to the tenant home against; each has a view of its own."""
+    async with own_nats(folder / "nats") as nats, AsyncExitStack() as stack:
+        both = [await stack.enter_async_context(parts(nats.url, folder)) for _ in range(2)]
+        bus = await stack.enter_async_context(Bus(nats.url, "test"))
+        await Claims(bus, 1).ensure_stream()
+        head = TenantHead(both[0].ids.tenant("home"), "home", quotas=quotas)
+        event = RegistryEvent("quota_set", "admin", 1, 0, head)
+        await both[0].heads.append(both[0].desk.tenant_subject("home"), event)
+        following = [asyncio.create_task(one.projection.follow(one.heads)) for one in both]
+        try:
+            yield both[0], [quota_keeper(one.desk, bus) for one in both]
+        finally:
+            await end(*following)
+
+
+def new_place(one: Parts, name: str) -> PackPlace:
+    adapter_id = one.ids.adapter("home", name)
+    return PackPlace(f"packs/{adapter_id}/1.aa.bb", one.ids.tenant("home"), adapter_id, 1, TINY_FINGERPRINT)
+
+
+async def test_replicas_that_push_at_once_do_not_pass_a_limit_together(tmp_path: Path) -> None:
+    async with two_keepers(tmp_path, Quotas(adapters=5)) as (one, keepers):
+        is_over = asyncio.Event()
+        num_in_flight = num_refused = 0
+
+        async def push(number: int) -> None:
+            nonlocal num_in_flight, num_refused
+            name = f"a{number}"
+            try:
+                async with keepers[number % 2].room(parse_reference(f"home/{name}"), new_place(one, name), 10):
+                    num_in_flight += 1
+                    await is_over.wait()
+                    await one.add_revisions(f"home/{name}", 1)
+            except QuotaExceeded:
+                num_refused += 1
+
+        pushing = [asyncio.create_task(push(number)) for number in range(16)]
+        async with asyncio.timeout(30):
+            while num_in_flight + num_refused < 16:
+                await asyncio.sleep(0.01)
+        assert (num_in_flight, num_refused) == (5, 11)
+        is_over.set()
+        await asyncio.gather(*pushing)
+        # What was in flight is in the registry now, and is counted there and no more as a claim.
+        for keeper in keepers:
+            with pytest.raises(QuotaExceeded, match="'adapters' is 5, of which 5 are used"):
+                await keeper.check(parse_reference("home/b"), is_new=True)
+
+
+async def test_what_a_replica_that_was_killed_had_in_flight_takes_room_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_keepers(tmp_path, Quotas(adapters=1)) as (one, (killed, other)):
+        lost = killed.room(parse_reference("home/a"), new_place(one, "a"), 10)
+        await lost.__aenter__()
+        with pytest.raises(QuotaExceeded):
+            await other.check(parse_reference("home/b"), is_new=True)
+        monkeypatch.setattr("octavo_identity.claims.LIVE_MS", 0)
+        async with other.room(parse_reference("home/b"), new_place(one, "b"), 10):
+            pass
+        await lost.__aexit__(None, None, None)
+
+
+async def test_a_tenant_without_quotas_writes_no_claims(tmp_path: Path) -> None:
+    async with two_keepers(tmp_path, Quotas(tokens_per_day=1)) as (one, (keeper, _)):
+        jetstream = one.heads._stream._bus.jetstream
+        room = keeper.room(parse_reference("home/a"), new_place(one, "a"), 10)
+        await room.__aenter__()
+        assert (await jetstream.stream_info(subjects.CLAIM_STREAM)).state.last_seq == 0
+        await room.__aexit__(None, None, None)

@@ -15,6 +15,7 @@ from octavo_cli.local_servers import NatsServer
 from octavo_identity.admission import Admission
 from octavo_identity.aliases import with_revision
 from octavo_identity.bases import Bases
+from octavo_identity.claims import Claims
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
 from octavo_identity.fleet import Fleet
@@ -236,7 +237,7 @@ class Parts:
 
 def quota_keeper(desk: Desk, bus: Bus) -> QuotaKeeper:
     """Return what holds pushes against quotas."""
-    return QuotaKeeper(desk, Metering(desk.heads, UsageStream(bus, 1), desk.projection))
+    return QuotaKeeper(desk, Metering(desk.heads, UsageStream(bus, 1), desk.projection), Claims(bus, 1))
 
 
 def statements(heads: HeadStore, ids: Ids) -> Statements:

@@ -27,6 +27,7 @@ from octavo_identity.admission import Admission
 from octavo_identity.bases import Bases
 from octavo_identity.batching import BATCH_MAX
 from octavo_identity.building import Built, build, read_back
+from octavo_identity.claims import Claims
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
 from octavo_identity.fleet import Fleet
@@ -148,7 +149,7 @@ class Registrar:
         statements = Statements(Signers(heads, ids, dsse.Signer(ids.provenance_seed())))
         # The base is known, so nothing here comes to object storage.
         admission = Admission(desk.bases, ObjectStore(StoreSettings()), Fleet())
-        quotas = QuotaKeeper(desk, Metering(heads, UsageStream(bus, 1), projection))
+        quotas = QuotaKeeper(desk, Metering(heads, UsageStream(bus, 1), projection), Claims(bus, 1))
         pushing = Pushing(desk, _SharedPack(), keys, statements, admission, quotas, 1)
         return cls(population, heads, ids, desk, pushing)
 
