@@ -3,11 +3,13 @@
 import json
 import os
 import secrets
+import signal
 from pathlib import Path
 
 from octavo_cli.processes import Process, answers_http, free_port, script
 
 _NATS_READY_S = 15.0
+_RELOADED = "Reloaded server configuration"
 _S3_READY_S = 60.0
 _S3_GRACE_S = 2.0
 """SeaweedFS drains for 15 s on SIGTERM; what it acknowledged is in the kernel's hands before that."""
@@ -45,6 +47,16 @@ class NatsServer:
 
     async def start(self) -> None:
         """Start the server and wait until it is healthy; a second start reuses port and data."""
+        config = self._write_config()
+        self.process = Process(
+            self.name, [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
+        )
+        await self.process.start()
+        await self.process.wait_ready(
+            lambda: answers_http("127.0.0.1", self._monitor_port, "/healthz?js-enabled-only=true"), _NATS_READY_S
+        )
+
+    def _write_config(self) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "nats.conf"
         config.write_text(
@@ -53,13 +65,20 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self._folder / "jetstream"}", sync_interval: always }}\n'
             f"{self._authorization}{self._extra}"
         )
-        self.process = Process(
-            self.name, [script("nats-server"), "-c", str(config)], self._folder / "nats.log", os.environ
-        )
-        await self.process.start()
-        await self.process.wait_ready(
-            lambda: answers_http("127.0.0.1", self._monitor_port, "/healthz?js-enabled-only=true"), _NATS_READY_S
-        )
+        return config
+
+    async def reload(self, authorization: str) -> None:
+        """Let ``authorization`` hold from now on; connections that it still allows stay."""
+        assert self.process is not None, "start() comes first"
+        process, num_before = self.process, self.process.log_text().count(_RELOADED)
+        self._authorization = authorization
+        self._write_config()
+        process.kill(signal.SIGHUP)
+
+        async def is_reloaded() -> bool:
+            return process.log_text().count(_RELOADED) > num_before
+
+        await process.wait_ready(is_reloaded, _NATS_READY_S)
 
     async def is_healthy(self) -> bool:
         """Tell whether the server answers and, in a cluster, has all of its streams up to date."""

@@ -25,7 +25,7 @@ from octavo_cli import (
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
-from octavo_cli.nats_users import NKEY_VARIABLES, Seeds, authorization, nkey_variable
+from octavo_cli.nats_users import Seeds, authorization, deployed_workers, nkey_variable, nkey_variables
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
 from octavo_cli.registry_commands import Wanted, granted_to
@@ -243,17 +243,22 @@ def tenant_create(tenant: str, gateway: Gateway, key: Key) -> None:
         typer.echo(f"created {client.create_tenant(tenant).tenant}")
 
 
+Workers = Annotated[int, typer.Option(min=0, max=10_000, help="how many: octavo-worker-0 and so on, each with a key")]
+
+
 @nats_app.command("config")
-def nats_config() -> None:
+def nats_config(workers: Workers = 1) -> None:
     """Print the authorization block of nats-server's configuration; the server's environment holds the nkeys."""
-    typer.echo(authorization(NKEY_VARIABLES), nl=False)
+    typer.echo(authorization(nkey_variables(deployed_workers(workers))), nl=False)
 
 
 @nats_app.command("keys")
-def nats_keys(folder: Annotated[Path, typer.Argument(help="where the seeds are kept", file_okay=False)]) -> None:
+def nats_keys(
+    folder: Annotated[Path, typer.Argument(help="where the seeds are kept", file_okay=False)], workers: Workers = 1
+) -> None:
     """Make the nkey seeds that are not there yet, and print the nkeys as nats-server's environment."""
-    for role, nkey in Seeds(folder).nkeys().items():
-        typer.echo(f"{nkey_variable(role)}={nkey}")
+    for user, nkey in Seeds(folder).nkeys(deployed_workers(workers)).items():
+        typer.echo(f"{nkey_variable(user)}={nkey}")
 
 
 @contextlib.contextmanager

@@ -1,42 +1,52 @@
-"""The users of a nats-server: an nkey for each role, and the configuration that says what each may do."""
+"""The users of a nats-server: an nkey for each role, and for each worker, and what its configuration lets each do."""
 
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from octavo_shared.credentials import new_seed, public_nkey, read_seed
-from octavo_shared.permissions import PERMISSIONS, BusRole
+from octavo_shared.permissions import PERMISSIONS, Permissions, worker_permissions
+
+ROLES = tuple(str(role) for role in PERMISSIONS)
+"""The users that there is one of each. All others are workers, called by their ids."""
 
 
-def nkey_variable(role: BusRole) -> str:
-    """Return the environment variable that tells a deployed nats-server the nkey of ``role``."""
-    return f"NATS_NKEY_{role.upper()}"
+def deployed_workers(num_workers: int) -> tuple[str, ...]:
+    """Return the ids of so many workers, as the pods of their StatefulSet are called."""
+    return tuple(f"octavo-worker-{number}" for number in range(num_workers))
 
 
-NKEY_VARIABLES: Mapping[BusRole, str] = {role: f"${nkey_variable(role)}" for role in BusRole}
-"""What stands for the nkeys in a configuration that holds none itself."""
+def nkey_variable(user: str) -> str:
+    """Return the environment variable that tells a deployed nats-server the nkey of ``user``."""
+    return f"NATS_NKEY_{user.upper().replace('-', '_')}"
+
+
+def nkey_variables(workers: Iterable[str]) -> dict[str, str]:
+    """Return what stands for the nkeys of all roles and ``workers`` in a configuration that holds none itself."""
+    return {user: f"${nkey_variable(user)}" for user in (*ROLES, *workers)}
 
 
 class Seeds:
-    """The nkey seeds of one deployment, a file for each role, which only its owner can read."""
+    """The nkey seeds of one deployment, a file for each user, which only its owner can read."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def path(self, role: BusRole) -> Path:
-        """Return where the seed of ``role`` is, or will be."""
-        return self._folder / f"{role}.seed"
+    def path(self, user: str) -> Path:
+        """Return where the seed of ``user`` is, or will be."""
+        return self._folder / f"{user}.seed"
 
-    def nkeys(self) -> dict[BusRole, str]:
-        """Return every role's nkey; seeds that are missing are made first, others stay as they are.
+    def nkeys(self, workers: Iterable[str] = ()) -> dict[str, str]:
+        """Return the nkeys of all roles and ``workers``; seeds that are missing are made first, others stay.
 
         Raises ``ConfigError`` when a file holds no seed.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for role in BusRole:
-            if not self.path(role).exists():
-                _write_secret(self.path(role), new_seed())
-        return {role: public_nkey(read_seed(self.path(role))) for role in BusRole}
+        users = (*ROLES, *workers)
+        for user in users:
+            if not self.path(user).exists():
+                _write_secret(self.path(user), new_seed())
+        return {user: public_nkey(read_seed(self.path(user))) for user in users}
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -48,18 +58,23 @@ def _write_secret(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def authorization(nkeys: Mapping[BusRole, str]) -> str:
+def _permissions_of(user: str) -> Permissions:
+    return next((found for role, found in PERMISSIONS.items() if role == user), None) or worker_permissions(user)
+
+
+def authorization(nkeys: Mapping[str, str]) -> str:
     """Return the ``authorization`` block of nats-server's configuration: who has none of ``nkeys`` is not let in."""
     users = "".join(
-        f"    # {role}\n"
+        f"    # {user}\n"
         f"    {{\n"
-        f"      nkey: {nkeys[role]}\n"
+        f"      nkey: {nkey}\n"
         f"      permissions: {{\n"
         f"        publish: {{allow: [\n{_lines(permissions.publish)}        ]}}\n"
         f"        subscribe: {{allow: [\n{_lines(permissions.subscribe)}        ]}}\n"
         f"      }}\n"
         f"    }}\n"
-        for role, permissions in PERMISSIONS.items()
+        for user, nkey in nkeys.items()
+        for permissions in [_permissions_of(user)]
     )
     return (
         "authorization {\n"

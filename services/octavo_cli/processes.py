@@ -134,8 +134,12 @@ class Process:
 
     def log_tail(self) -> str:
         """Return the last lines of the child's log."""
+        return "\n".join(self.log_text().splitlines()[-_LOG_TAIL_LINES:])
+
+    def log_text(self) -> str:
+        """Return all that the child has logged."""
         with contextlib.suppress(OSError):
-            return "\n".join(self._log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+            return self._log_path.read_text(errors="replace")
         return ""
 
 

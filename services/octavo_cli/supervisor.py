@@ -57,7 +57,8 @@ class LocalFleet:
     def __init__(self, plan: FleetPlan, report: Report = lambda line: None) -> None:
         self.plan = plan
         self._seeds = Seeds(plan.folder / "nats" / "seeds")
-        self.nats = NatsServer(plan.folder / "nats", authorization=authorization(self._seeds.nkeys()))
+        self._workers = [_worker_name(number) for number in range(1, plan.num_workers + 1)]
+        self.nats = NatsServer(plan.folder / "nats", authorization=self._authorization())
         self.s3 = S3Server(plan.folder / "s3")
         self.gateway_port = plan.gateway_port or free_port()
         self.processes: dict[str, Process] = {}
@@ -65,7 +66,6 @@ class LocalFleet:
         self._report = report
         self._ports: dict[str, int] = {}
         self._wanted: set[str] = set()
-        self._num_workers_made = 0
 
     @property
     def gateway_url(self) -> str:
@@ -75,9 +75,12 @@ class LocalFleet:
     def nats_url(self) -> str:
         return self.nats.url
 
-    def seed_file(self, role: BusRole) -> Path:
-        """Return the file with the nkey seed that ``role`` connects to NATS with."""
-        return self._seeds.path(role)
+    def seed_file(self, user: str) -> Path:
+        """Return the file with the nkey seed that a role or a worker connects to NATS with."""
+        return self._seeds.path(user)
+
+    def _authorization(self) -> str:
+        return authorization(self._seeds.nkeys(self._workers))
 
     @property
     def admin_key_file(self) -> Path:
@@ -101,7 +104,7 @@ class LocalFleet:
             await self._together(self._start_server("nats", self.nats), self._start_server("s3", self.s3))
             self._make("identity", self._identity_environ())
             self._make("residency", self._bus_environ(BusRole.RESIDENCY))
-            names = ["identity", "residency", *(self._make_worker() for _ in range(self.plan.num_workers))]
+            names = ["identity", "residency", *(self._make_worker(name) for name in self._workers)]
             await self._together(*(self._start_service(name) for name in names))
             gateway_environ = self._store_environ(BusRole.GATEWAY) | dict(self.plan.gateway_environ)
             self._make("gateway", gateway_environ, self.gateway_port)
@@ -116,8 +119,11 @@ class LocalFleet:
         await finish(self._stop_all())
 
     async def add_worker(self) -> str:
-        """Start one more worker and return its name once it is ready."""
-        name = self._make_worker()
+        """Start one more worker, which NATS is told of first, and return its name once it is ready."""
+        name = _worker_name(len(self._workers) + 1)
+        self._workers.append(name)
+        await self.nats.reload(self._authorization())
+        self._make_worker(name)
         await self._start_service(name)
         return name
 
@@ -189,9 +195,7 @@ class LocalFleet:
         log_path = self.plan.folder / "logs" / f"{name}.log"
         self.processes[name] = Process(name, command, log_path, inherited | {**self.plan.environ, **environ, **probe})
 
-    def _make_worker(self) -> str:
-        self._num_workers_made += 1
-        name = f"worker-{self._num_workers_made}"
+    def _make_worker(self, name: str) -> str:
         environ = {
             "OCTAVO_WORKER_ID": name,
             "OCTAVO_BASE_DIR": str(self.plan.base_dir),
@@ -201,14 +205,14 @@ class LocalFleet:
             "OCTAVO_LOCAL_BYTES": str(self.plan.local_bytes),
         }
         spin = {key: os.environ.get(key, value) for key, value in _SPIN.items()}
-        self._make(name, self._store_environ(BusRole.WORKER) | spin | environ | dict(self.plan.worker_environ))
+        self._make(name, self._store_environ(name) | spin | environ | dict(self.plan.worker_environ))
         return name
 
-    def _bus_environ(self, role: BusRole) -> dict[str, str]:
-        return {"OCTAVO_NATS_URL": self.nats.url, "OCTAVO_NATS_SEED_FILE": str(self.seed_file(role))}
+    def _bus_environ(self, user: str) -> dict[str, str]:
+        return {"OCTAVO_NATS_URL": self.nats.url, "OCTAVO_NATS_SEED_FILE": str(self.seed_file(user))}
 
-    def _store_environ(self, role: BusRole) -> dict[str, str]:
-        return self._bus_environ(role) | {
+    def _store_environ(self, user: str) -> dict[str, str]:
+        return self._bus_environ(user) | {
             "OCTAVO_S3_ENDPOINT": self.s3.endpoint,
             "OCTAVO_S3_ACCESS_KEY": self.s3.access_key,
             "OCTAVO_S3_SECRET_KEY": self.s3.secret_key,
@@ -220,3 +224,7 @@ class LocalFleet:
             "OCTAVO_IDENTITY_DIR": str(self.plan.folder / "identity"),
             "OCTAVO_ADMIN_KEY_FILE": str(self.admin_key_file),
         }
+
+
+def _worker_name(number: int) -> str:
+    return f"worker-{number}"

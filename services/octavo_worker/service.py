@@ -36,7 +36,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     set_num_threads()
-    credentials = read_credentials(BusRole.WORKER, settings.nats_seed_file)
+    credentials = read_credentials(BusRole.WORKER, settings.nats_seed_file, settings.worker_id)
     is_ready = False
     async with probes(settings, lambda: is_ready):
         base = await asyncio.to_thread(_load, settings)

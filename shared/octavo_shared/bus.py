@@ -120,7 +120,7 @@ class Bus:
                     reconnected_cb=self._on_reconnected,
                     pending_size=_PENDING_BYTES_MAX,
                     nkeys_seed_str=credentials.seed if credentials else None,
-                    inbox_prefix=inbox_prefix(credentials.role) if credentials else INBOX,
+                    inbox_prefix=inbox_prefix(credentials.role, credentials.member) if credentials else INBOX,
                 )
         except TimeoutError as error:
             # An attempt that the server refused leaves its socket behind.
@@ -222,7 +222,7 @@ class Bus:
                     result = await handler(decoder.decode(message.data))
             except OctavoError as error:
                 await self._refuse(message, error)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.error("message_undecodable", subject=subject, detail=str(error))
                 await self._refuse(message, InternalError())
             except Exception:

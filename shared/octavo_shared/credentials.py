@@ -14,18 +14,19 @@ _SEED_BYTES = 32
 
 @dataclass(frozen=True)
 class BusCredentials:
-    """What a bus connects with. The seed is a secret: it stays out of what is printed."""
+    """What a bus connects with. The seed is a secret: it stays out of what is printed. ``member`` is a worker's id."""
 
     role: BusRole
     seed: str = field(repr=False)
+    member: str = ""
 
 
-def read_credentials(role: BusRole, seed_file: str) -> BusCredentials | None:
+def read_credentials(role: BusRole, seed_file: str, member: str = "") -> BusCredentials | None:
     """Return the credentials in ``seed_file``, or None when it is empty: an open server asks for none.
 
     Raises ``ConfigError`` when the file cannot be read or holds no seed.
     """
-    return BusCredentials(role, read_seed(Path(seed_file))) if seed_file else None
+    return BusCredentials(role, read_seed(Path(seed_file)), member) if seed_file else None
 
 
 def read_seed(path: Path) -> str:

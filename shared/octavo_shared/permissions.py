@@ -2,7 +2,8 @@
 
 Whatever is not here is refused by the server. A subscription written ``"subject group"`` is allowed only as a member of
 that queue group, so that nobody reads along with what another member serves. Answers go to inboxes; each role has a
-prefix of its own for them, and only those who answer a role may publish to its inboxes.
+prefix of its own for them, and only those who answer a role may publish to its inboxes. Each worker is a user of its
+own: it hears what is sent to its own id, and answers to itself.
 """
 
 from collections.abc import Mapping
@@ -38,9 +39,9 @@ class Permissions:
     subscribe: tuple[str, ...]
 
 
-def inbox_prefix(role: BusRole) -> str:
-    """Return what the reply subjects of ``role`` begin with."""
-    return f"{INBOX}_{role}"
+def inbox_prefix(role: BusRole, member: str = "") -> str:
+    """Return what the reply subjects of ``role``, or of one ``member`` of it, begin with."""
+    return f"{INBOX}_{role}.{member}" if member else f"{INBOX}_{role}"
 
 
 def is_inbox(subject: str) -> bool:
@@ -52,8 +53,8 @@ def is_inbox(subject: str) -> bool:
     return subject.startswith(INBOX)
 
 
-def _inboxes(role: BusRole) -> str:
-    return f"{inbox_prefix(role)}.>"
+def _inboxes(role: BusRole, member: str = "") -> str:
+    return f"{inbox_prefix(role, member)}.>"
 
 
 def _in_group(subject: str, queue: str) -> str:
@@ -110,9 +111,17 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
             _inboxes(BusRole.RESIDENCY),
         ),
     ),
-    # A worker asks for data keys and what was erased, and nothing else. All workers share one nkey, so no worker has
-    # subjects to itself.
-    BusRole.WORKER: Permissions(
+    BusRole.CLIENT: Permissions(
+        publish=(subjects.GENERATE,),
+        subscribe=(_inboxes(BusRole.CLIENT),),
+    ),
+}
+"""Of every role but the worker's, which has no member like another."""
+
+
+def worker_permissions(worker_id: str) -> Permissions:
+    """Return what the worker ``worker_id`` may do: it asks for data keys and what was erased, and nothing else."""
+    return Permissions(
         publish=(
             subjects.HEARTBEAT,
             subjects.identity("unwrap"),
@@ -121,10 +130,5 @@ PERMISSIONS: Mapping[BusRole, Permissions] = {
             _inboxes(BusRole.RESIDENCY),
             _inboxes(BusRole.IDENTITY),
         ),
-        subscribe=(subjects.worker("*", "*"), subjects.LEASE, _inboxes(BusRole.WORKER)),
-    ),
-    BusRole.CLIENT: Permissions(
-        publish=(subjects.GENERATE,),
-        subscribe=(_inboxes(BusRole.CLIENT),),
-    ),
-}
+        subscribe=(subjects.worker(worker_id, "*"), subjects.LEASE, _inboxes(BusRole.WORKER, worker_id)),
+    )

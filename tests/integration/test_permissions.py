@@ -15,7 +15,7 @@ from nats.errors import Error as NatsError
 from structlog.testing import capture_logs
 
 from octavo_cli.local_servers import NatsServer
-from octavo_cli.nats_users import Seeds, nkey_variable
+from octavo_cli.nats_users import Seeds, authorization, deployed_workers, nkey_variable
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.credentials import BusCredentials, new_seed, read_seed
@@ -25,6 +25,7 @@ from octavo_shared.permissions import BusRole, inbox_prefix
 ROOT = Path(__file__).parents[2]
 GATEWAY, IDENTITY, RESIDENCY, WORKER, CLIENT = BusRole
 NOBODY: set[BusRole] = set()
+(W,) = deployed_workers(1)
 STREAM = subjects.REGISTRY_STREAM
 
 PUBLISHERS: dict[str, set[BusRole]] = {
@@ -33,7 +34,7 @@ PUBLISHERS: dict[str, set[BusRole]] = {
     subjects.identity("commit"): {GATEWAY},
     subjects.residency("view"): {GATEWAY},
     subjects.residency("evict"): {GATEWAY},
-    subjects.worker("w1", "generate"): {GATEWAY},
+    subjects.worker(W, "generate"): {GATEWAY},
     subjects.worker("w1", "cancel"): {GATEWAY},
     subjects.worker("w1", "prefetch"): {RESIDENCY},
     subjects.worker("w1", "evict"): {RESIDENCY},
@@ -47,6 +48,7 @@ PUBLISHERS: dict[str, set[BusRole]] = {
     subjects.data_key("a"): {IDENTITY},
     subjects.upload_key("a", "u"): {IDENTITY},
     subjects.ERASED: {IDENTITY},
+    subjects.claims("t"): {IDENTITY},
     subjects.identity("unwrap"): {GATEWAY, WORKER},
     subjects.identity("erasures"): {GATEWAY, WORKER},
     subjects.worker("w1", "erase"): {IDENTITY},
@@ -82,6 +84,7 @@ PUBLISHERS: dict[str, set[BusRole]] = {
     "_INBOX_client.x": {GATEWAY},
     "_INBOX_identity.x": {WORKER},
     "_INBOX_worker.x": {IDENTITY},
+    f"_INBOX_worker.{W}.x": {IDENTITY},
     "_INBOX.x": NOBODY,
     "anything.else": NOBODY,
 }
@@ -91,14 +94,18 @@ SUBSCRIBERS: dict[tuple[str, str], set[BusRole]] = {
     ("_INBOX_identity.x", ""): {IDENTITY},
     ("_INBOX_residency.x", ""): {RESIDENCY},
     ("_INBOX_client.x", ""): {CLIENT},
-    ("_INBOX_worker.x", ""): {WORKER},
+    (f"_INBOX_worker.{W}.x", ""): {WORKER},
+    ("_INBOX_worker.other.x", ""): NOBODY,
+    ("_INBOX_worker.>", ""): NOBODY,
     (subjects.KEY_SUBJECTS[0], ""): NOBODY,
     ("_INBOX.>", ""): NOBODY,
     (subjects.HEARTBEAT, ""): {GATEWAY, IDENTITY, RESIDENCY},
     (subjects.LEASE, ""): {WORKER},
     (subjects.AUDITED, ""): {IDENTITY},
-    (subjects.worker("w1", "generate"), ""): {WORKER},
-    (subjects.worker("w1", "evict"), ""): {WORKER},
+    (subjects.worker(W, "generate"), ""): {WORKER},
+    (subjects.worker(W, "evict"), ""): {WORKER},
+    (subjects.worker("other", "generate"), ""): NOBODY,
+    (subjects.worker("*", "generate"), ""): NOBODY,
     # Served by one member of a group: whoever is none of it could read everybody's requests along.
     (subjects.GENERATE, subjects.GATEWAY_QUEUE): {GATEWAY},
     (subjects.GENERATE, "other"): NOBODY,
@@ -137,8 +144,12 @@ class Guarded:
     server: NatsServer
     seeds: Seeds
 
+    def seed_file(self, role: BusRole) -> Path:
+        return self.seeds.path(W if role is WORKER else role)
+
     def bus(self, role: BusRole) -> Bus:
-        return Bus(self.server.url, role, 1.0, 5.0, BusCredentials(role, read_seed(self.seeds.path(role))))
+        member = W if role is WORKER else ""
+        return Bus(self.server.url, role, 1.0, 5.0, BusCredentials(role, read_seed(self.seed_file(role)), member))
 
     @asynccontextmanager
     async def client(self, role: BusRole, denied: set[tuple[str, ...]]) -> AsyncIterator[Client]:
@@ -150,7 +161,7 @@ class Guarded:
             operation, subject, queue = match.groups()
             denied.add((subject,) if operation == "publish" else (subject, queue or ""))
 
-        seed_file, prefix = str(self.seeds.path(role)), inbox_prefix(role)
+        seed_file, prefix = str(self.seed_file(role)), inbox_prefix(role, W if role is WORKER else "")
         client = await nats.connect(self.server.url, error_cb=on_error, nkeys_seed=seed_file, inbox_prefix=prefix)
         try:
             yield client
@@ -170,8 +181,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     seeds = Seeds(folder / "seeds")
     server = NatsServer(folder / "nats", authorization=(ROOT / "deploy" / "nats" / "authorization.conf").read_text())
     with pytest.MonkeyPatch.context() as environ, asyncio.Runner() as runner:
-        for role, nkey in seeds.nkeys().items():
-            environ.setenv(nkey_variable(role), nkey)
+        for user, nkey in seeds.nkeys([W]).items():
+            environ.setenv(nkey_variable(user), nkey)
         runner.run(server.start())
         yield Guarded(server, seeds)
         runner.run(server.stop())
@@ -239,6 +250,48 @@ async def test_answer_never_goes_where_only_the_answerer_may_write(guarded: Guar
         assert await gateway.request(subjects.identity("resolve"), Note("?"), Note, 5.0) == Note("?")
         await identity.settled()
         assert (await identity.jetstream.stream_info(STREAM)).state.last_seq == before
+
+
+async def test_a_worker_is_asked_and_answered_alone(guarded: Guarded) -> None:
+    async with guarded.bus(IDENTITY) as identity, guarded.bus(GATEWAY) as gateway, guarded.bus(WORKER) as worker:
+        heard: list[str] = []
+
+        async def hear(note: Note) -> None:
+            heard.append(note.text)
+
+        await worker.serve(subjects.worker(W, "cancel"), Note, hear)
+        await identity.serve(subjects.identity("unwrap"), Note, echo, subjects.IDENTITY_QUEUE)
+        await gateway.publish(subjects.worker("other", "cancel"), Note("another's"))
+        await gateway.publish(subjects.worker(W, "cancel"), Note("its own"))
+        assert await worker.request(subjects.identity("unwrap"), Note("?"), Note, 5.0) == Note("?")
+        async with asyncio.timeout(5):
+            while not heard:
+                await asyncio.sleep(0.01)
+    assert heard == ["its own"]
+
+
+async def test_a_worker_is_added_while_the_server_runs_and_nobody_is_cut_off(tmp_path: Path) -> None:
+    seeds = Seeds(tmp_path / "seeds")
+    server = NatsServer(tmp_path / "nats", authorization=authorization(seeds.nkeys(["w1"])))
+    await server.start()
+
+    def bus(worker_id: str, timeout_s: float = 5.0) -> Bus:
+        return Bus(
+            server.url, worker_id, 1.0, timeout_s, BusCredentials(WORKER, read_seed(seeds.path(worker_id)), worker_id)
+        )
+
+    try:
+        async with bus("w1") as first:
+            seeds.nkeys(["w1", "w2"])
+            with pytest.raises(DependencyUnavailable):
+                async with bus("w2", 1.0):
+                    pass
+            await server.reload(authorization(seeds.nkeys(["w1", "w2"])))
+            async with bus("w2") as second:
+                assert second.is_connected
+                assert first.client.stats["reconnects"] == 0
+    finally:
+        await server.stop()
 
 
 async def test_denied_permission_is_logged_by_name_and_once(guarded: Guarded) -> None:
