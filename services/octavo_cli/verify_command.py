@@ -13,7 +13,7 @@ from octavo_cli.verification import Auditor, NotProven, Trusted, check_revision
 from octavo_shared.checkpoint import Checkpoint
 from octavo_shared.ledger_statements import SignedBy, StatementRefused, check_statement
 from octavo_shared.messages.signers import REGISTRY_PRINCIPAL
-from octavo_shared.references import parse_reference
+from octavo_shared.references import Reference, parse_reference
 
 _SHORT_KEY = slice(16)
 
@@ -47,6 +47,20 @@ def _verify_revision(client: Client, reference: str, file: TrustFile, public_key
     _say(f"proven: {len(proof.inclusion)} hashes lead from it to the signed root")
     _say(_told(signed, event.actor))
     _say_root(checkpoint, trusted, file, public_key)
+    for line in not_checked(parsed, revision.number, signed, proof.event.sequence):
+        _say(f"not checked: {line}")
+
+
+def not_checked(reference: Reference, number: int, signed: tuple[SignedBy, ...], sequence: int) -> list[str]:
+    """Return what the proof of one revision, of event ``sequence``, leaves to the registry's word."""
+    left = []
+    if reference.number is None and reference.digest is None:
+        left.append(f"that {reference} means revision {number} now")
+    between = sequence - 1 - min((one.sequence for one in signed), default=sequence)
+    if between > 0:
+        which = f"event {sequence - 1}" if between == 1 else f"any of events {sequence - between} to {sequence - 1}"
+        left.append(f"whether {which} revoked a key that signed; `octavo verify --all` reads them (admin, auditor)")
+    return left
 
 
 def _audit(client: Client, file: TrustFile, public_key: str | None) -> None:

@@ -63,6 +63,8 @@ async def test_revisions_are_proven_and_the_whole_is_audited_on_the_command_line
             assert code == 0, said
             assert "home/diary@3" in said
             assert "consistent with the " in said
+            assert "not checked: that home/diary means revision 3 now" in said
+            assert "not checked: whether any of events " in said
             code, said = await octavo(url, admin_key, tmp_path, "verify", "--all")
             assert code == 0, said
             assert "none is changed, missing or out of place" in said
