@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import pytest
@@ -67,6 +67,13 @@ async def until_taken(dying: Dying) -> None:
             await asyncio.sleep(0.01)
 
 
+async def told(asking: Awaitable[ImportReport]) -> ImportReport | DependencyUnavailable:
+    try:
+        return await asking
+    except DependencyUnavailable as error:
+        return error
+
+
 async def test_one_who_is_at_work_is_waited_for_and_asked_once(nats_server: NatsServer) -> None:
     asked = []
 
@@ -113,11 +120,19 @@ async def test_what_may_find_all_as_it_wants_is_not_asked_again_and_its_caller_i
     nats_server: NatsServer,
 ) -> None:
     register = Register(credential=WHO, items=())
+    asked = []
+
+    async def work(again: Register) -> ImportReport:
+        asked.append(again)
+        return ImportReport(())
+
     dying, url = Dying(), nats_server.url
-    async with dying.on(url, "register"), Bus(url, "gateway") as bus, asyncio.timeout(10 * SILENT_S):
-        with pytest.raises(DependencyUnavailable):
-            await ask_identity(bus, "register", register, ImportReport)
-    assert len(dying.taken) == 1
+    async with dying.on(url, "register"), Bus(url, "gateway") as bus, asyncio.TaskGroup() as group:
+        asking = group.create_task(told(ask_identity(bus, "register", register, ImportReport)))
+        await until_taken(dying)
+        async with replica(url, "register", Register, work), asyncio.timeout(10 * SILENT_S):
+            assert isinstance(await asking, DependencyUnavailable)
+    assert (len(dying.taken), asked) == (1, [])
 
 
 async def test_where_nobody_serves_a_slow_verb_its_caller_is_told_at_once(nats_server: NatsServer) -> None:
