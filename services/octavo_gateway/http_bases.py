@@ -8,6 +8,7 @@ from litestar.params import FromPath, FromQuery
 from octavo_gateway.bodies import decode_body
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import Count
 from octavo_gateway.http_registry import caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
@@ -45,7 +46,7 @@ class BaseRoutes:
             base: FromQuery[str] = "",
             tenant: FromQuery[str] = "",
             after: FromQuery[str] = "",
-            limit: FromQuery[int] = 100,
+            limit: Count = 100,
         ) -> OutdatedList:
             """List served revisions on bases that are superseded or retired; read on after `next_after`."""
             order = ListOutdated(

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery
 from octavo_gateway.bodies import decode_body
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import MaybeCount
 from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
@@ -85,7 +86,7 @@ class EvaluationRoutes:
             tenant: FromPath[str],
             name: FromPath[str],
             revision: FromQuery[str | None] = None,
-            limit: FromQuery[int | None] = None,
+            limit: MaybeCount = None,
             statements: FromQuery[bool] = False,
         ) -> EvaluationList:
             """Show a revision and its evaluations, newest first; without a revision, of what is served.

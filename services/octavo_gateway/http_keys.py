@@ -11,6 +11,7 @@ from octavo_gateway.bodies import decode_body
 from octavo_gateway.credentials import new_key
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import Count
 from octavo_gateway.http_registry import caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
@@ -125,7 +126,7 @@ class KeyRoutes:
 
         @get("/v1/keys")
         async def list_keys(
-            request: AnyRequest, principal: FromQuery[str] = "", after: FromQuery[str] = "", limit: FromQuery[int] = 100
+            request: AnyRequest, principal: FromQuery[str] = "", after: FromQuery[str] = "", limit: Count = 100
         ) -> KeyList:
             """List one's own keys, or those of a principal or a tenant, without their secrets."""
             order = ListKeys(credential=caller_of(request), principal=principal, after=after, num_max=limit)

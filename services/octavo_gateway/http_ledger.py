@@ -6,6 +6,7 @@ from litestar import get
 from litestar.params import FromPath, FromQuery
 
 from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_queries import Count
 from octavo_gateway.http_registry import caller_of, revision_reference
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.messages.auditing import AuditReport, GetAuditState
@@ -25,7 +26,7 @@ class LedgerRoutes:
             tenant: FromPath[str],
             name: FromPath[str],
             revision: FromQuery[str | None] = None,
-            old_size: FromQuery[int] = 0,
+            old_size: Count = 0,
         ) -> RevisionProof:
             """Show the event that made a revision, and what proves that it is in the ledger."""
             reference = revision_reference(tenant, name, revision)
@@ -35,9 +36,9 @@ class LedgerRoutes:
         @get("/v1/ledger/events")
         async def audit(
             request: AnyRequest,
-            first: FromQuery[int] = 1,
-            limit: FromQuery[int] = AUDIT_EVENTS_MAX,
-            old_size: FromQuery[int] = 0,
+            first: Count = 1,
+            limit: Count = AUDIT_EVENTS_MAX,
+            old_size: Count = 0,
         ) -> AuditPage:
             """Show all events from sequence ``first`` on as they are stored (admin, auditor)."""
             order = Audit(credential=caller_of(request), first=first, num_max=limit, old_size=old_size)

@@ -8,6 +8,7 @@ from litestar.params import FromPath, FromQuery
 from octavo_gateway.bodies import decode_body
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import Count
 from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
@@ -38,7 +39,7 @@ class ProvenanceRoutes:
 
         @get("/v1/adapters/{tenant:str}/{name:str}/lineage")
         async def lineage(
-            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], limit: FromQuery[int] = LINEAGE_MAX
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], limit: Count = LINEAGE_MAX
         ) -> Lineage:
             """Show which revisions the adapter's descend from, also in other adapters that this key may see."""
             order = GetLineage(credential=caller_of(request), adapter=adapter_name(tenant, name), num_max=limit)

@@ -13,6 +13,7 @@ from octavo_gateway.credentials import credential_of
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import Count
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import GrantBody, RevisionBody, RollbackBody, UploadBody, UploadReply
 from octavo_gateway.uploads import PackResponse, Transfers
@@ -157,7 +158,7 @@ class RegistryRoutes:
         async def list_adapters(
             request: AnyRequest,
             after: FromQuery[str] = "",
-            limit: FromQuery[int] = 100,
+            limit: Count = 100,
             tenant: FromQuery[str] = "",
             owner: FromQuery[str] = "",
             base: FromQuery[str] = "",
@@ -225,7 +226,7 @@ class RegistryRoutes:
     def _history(self) -> list[Any]:
         @get("/v1/adapters/{tenant:str}/{name:str}/history")
         async def history(
-            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], limit: FromQuery[int] = 100
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], limit: Count = 100
         ) -> HistoryList:
             """Tell what happened to the adapter, newest first."""
             if not 1 <= limit <= _PAGE_MAX:

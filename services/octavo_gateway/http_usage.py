@@ -3,15 +3,17 @@
 from typing import Any
 
 from litestar import get, patch
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath
 
 from octavo_gateway.bodies import decode_body
 from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_generation import read_body
+from octavo_gateway.http_queries import Count
 from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
-from octavo_shared.messages.usage import GetUsage, Quota, Quotas, SetQuota, TenantQuotas, Usage
+from octavo_shared.errors import InvalidRequest
+from octavo_shared.messages.usage import LIMIT_MAX, GetUsage, Quota, Quotas, SetQuota, TenantQuotas, Usage
 from octavo_shared.references import check_name
 
 
@@ -23,18 +25,18 @@ class UsageRoutes:
 
     def handlers(self) -> list[Any]:
         @get("/v1/usage")
-        async def own_usage(request: AnyRequest, days: FromQuery[int] = 30) -> Usage:
+        async def own_usage(request: AnyRequest, days: Count = 30) -> Usage:
             """Show what the key's tenant used on each of the last days, in UTC, and what it stores."""
             return await self._get(request, "", days)
 
         @get("/v1/tenants/{tenant:str}/usage")
-        async def tenant_usage(request: AnyRequest, tenant: FromPath[str], days: FromQuery[int] = 30) -> Usage:
+        async def tenant_usage(request: AnyRequest, tenant: FromPath[str], days: Count = 30) -> Usage:
             """Show what a tenant used, and what it stores."""
             return await self._get(request, check_name(tenant, "tenant"), days)
 
         @get("/v1/adapters/{tenant:str}/{name:str}/usage")
         async def adapter_usage(
-            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], days: FromQuery[int] = 30
+            request: AnyRequest, tenant: FromPath[str], name: FromPath[str], days: Count = 30
         ) -> Usage:
             """Show what an adapter was used for, by whomever, and what it stores."""
             return await self._get(request, adapter_name(tenant, name), days)
@@ -43,11 +45,15 @@ class UsageRoutes:
         async def set_quotas(request: AnyRequest, tenant: FromPath[str]) -> TenantQuotas:
             """Set a tenant's limits that the body names, null removing one; the others stay (admin)."""
             credential = caller_of(request)
+            limits = decode_body(await read_body(request), dict[Quota, int | None])
+            for quota, limit in limits.items():
+                if limit is not None and not 0 <= limit <= LIMIT_MAX:
+                    raise InvalidRequest(quota, f"must be 0 to {LIMIT_MAX}")
             order = SetQuota(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
                 tenant=check_name(tenant, "tenant"),
-                limits=decode_body(await read_body(request), dict[Quota, int | None]),
+                limits=limits,
             )
             return await self._identity.call(order, TenantQuotas)
 

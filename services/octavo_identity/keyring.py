@@ -117,6 +117,8 @@ class Keyring:
             raise InvalidRequest("principal", "must have the form user@tenant or *@tenant")
         if not 1 <= request.num_max <= messages.KEYS_PAGE_MAX:
             raise InvalidRequest("limit", f"must be 1 to {messages.KEYS_PAGE_MAX}")
+        if request.after and not is_key_id(request.after):
+            raise InvalidRequest("after", "must be the id of a key, as the page before said")
         access.check_list_keys(key, principal)
         await self._desk.projection.read_own_writes()
         key_ids = await self._desk.projection.find_keys(principal, request.after, request.num_max)

@@ -31,7 +31,7 @@ class Search:
 
     @classmethod
     def of(cls, request: ListAdapters) -> Self:
-        """Return what ``request`` asks for; raises ``InvalidRequest`` for what is longer than anything can be."""
+        """Return what ``request`` asks for; raises ``InvalidRequest`` for what nothing can be called."""
         for field in ("after", "tenant", "owner", "base", "tag", "prefix"):
             check_length(field, getattr(request, field))
         return cls(request.tenant, request.owner, request.base, request.state, request.tag, request.prefix)
@@ -65,8 +65,8 @@ class Search:
 
 
 def check_length(field: str, text: str) -> None:
-    if len(text) > _TEXT_LENGTH_MAX:
-        raise InvalidRequest(field, f"is longer than {_TEXT_LENGTH_MAX} characters")
+    if len(text) > _TEXT_LENGTH_MAX or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(field, f"must hold printable ASCII characters, {_TEXT_LENGTH_MAX} at most")
 
 
 def named_bases(head: AdapterHead) -> set[Fingerprint]:

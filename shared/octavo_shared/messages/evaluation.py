@@ -1,6 +1,7 @@
 """How good a revision was found to be, and what it must be found to be before it is served."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -40,7 +41,7 @@ class Score(msgspec.Struct, frozen=True):
 
     metric: Metric
     value: float
-    num_items: int
+    num_items: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Evaluation(msgspec.Struct, frozen=True):
