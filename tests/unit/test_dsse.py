@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.dsse import Envelope as TheirEnvelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
@@ -29,6 +30,14 @@ def test_what_is_signed_is_what_the_specification_says() -> None:
     assert dsse.pae("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
+
+
+def test_a_key_and_its_signatures_are_those_that_any_ed25519_gives() -> None:
+    for number in range(50):
+        seed, data = bytes([number]) * 32, bytes(number)
+        signer, theirs = dsse.Signer(seed), Ed25519PrivateKey.from_private_bytes(seed)
+        assert signer.public_key.raw == theirs.public_key().public_bytes_raw()
+        assert signer.sign(data) == theirs.sign(data)
 
 
 def test_verify_says_who_signed_in_order() -> None:
