@@ -59,8 +59,10 @@ async def append_batch(bus: Bus, entries: Sequence[Entry]) -> list[int]:
     first, *rest, last = entries
     try:
         _check(await _ask(bus, first, _headers(batch_id, 1, first)))
-        for number, entry in enumerate(rest, 2):
-            await bus.client.publish(entry.subject, entry.data, headers=_headers(batch_id, number, entry))
+        with cancellable():
+            await bus.client.publish_together(
+                (entry.subject, _lines(batch_id, number, entry), entry.data) for number, entry in enumerate(rest, 2)
+            )
         ack = _check(await _ask(bus, last, _headers(batch_id, len(entries), last) | {_COMMIT: "1"}))
     except (NatsError, OSError, msgspec.MsgspecError) as error:
         raise DependencyUnavailable("JetStream") from error
@@ -72,6 +74,11 @@ async def append_batch(bus: Bus, entries: Sequence[Entry]) -> list[int]:
 
 def _headers(batch_id: str, number: int, entry: Entry) -> dict[str, str]:
     return {_ID: batch_id, _SEQUENCE: str(number), EXPECTED_SEQUENCE: str(entry.previous_sequence)}
+
+
+def _lines(batch_id: str, number: int, entry: Entry) -> bytes:
+    expected = f"{EXPECTED_SEQUENCE}: {entry.previous_sequence}"
+    return f"{_ID}: {batch_id}\r\n{_SEQUENCE}: {number}\r\n{expected}\r\n".encode()
 
 
 async def _ask(bus: Bus, entry: Entry, headers: dict[str, str]) -> _Ack:

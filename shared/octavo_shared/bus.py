@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,7 +10,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ConnectionClosedError, NoRespondersError
+from nats.errors import ConnectionClosedError, NoRespondersError, OutboundBufferLimitError
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
@@ -65,6 +65,25 @@ class _Client(Client):
             if separator and name.isascii() and len(name.split()) < 2:
                 found[name.decode("ascii")] = value.strip().decode("utf-8", "replace")
         return found
+
+    async def publish_together(self, messages: Iterable[tuple[str, bytes, bytes]]) -> None:
+        """Publish many messages, each a subject, headers and data, as ``publish`` would one after the other.
+
+        The headers are ready lines, each with its CRLF. Nothing here is looked at, and all goes out in one piece: for
+        what this process has made itself. Raises ``ConnectionClosedError`` and ``OutboundBufferLimitError``.
+        """
+        if self.is_closed or self.is_draining_pubs:
+            raise ConnectionClosedError
+        if not self.is_connected:
+            raise OutboundBufferLimitError
+        parts: list[bytes] = []
+        for subject, lines, data in messages:
+            header = b"NATS/1.0\r\n%b\r\n" % lines
+            size = len(header)
+            parts += (b"HPUB %b %d %d\r\n" % (subject.encode(), size, size + len(data)), header, data, b"\r\n")
+        if parts:
+            await self._send_command(b"".join(parts))
+            await self._flush_pending()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         try:
