@@ -18,7 +18,7 @@ from octavo_shared.config import BusSettings, ConfigError, read_settings
 from octavo_shared.errors import OctavoError
 from octavo_shared.telemetry import log, start_telemetry
 
-_COLLECT_EVERY = 10_000
+_COLLECT_EVERY = 50_000
 """New objects that are still there."""
 _KEEP_ALIVE_S = 75
 """For an idle connection: longer than clients keep theirs (5 s in httpx, with which OpenAI's client asks, 60 s in many
