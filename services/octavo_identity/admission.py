@@ -33,7 +33,7 @@ class Admission:
         """
         book = await self._bases.read()
         fingerprint = Fingerprint(text)
-        if DIGEST_PATTERN.match(text) is None or book.find(fingerprint) is not None:
+        if book.find(fingerprint) is not None or DIGEST_PATTERN.match(text) is None:
             return book
         try:
             manifest = await fetch_manifest(self._store, fingerprint)

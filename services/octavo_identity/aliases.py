@@ -79,6 +79,8 @@ def _naming(head: AdapterHead, alias: str, target: StoredRevision, trail: tuple[
 
 
 def _bounded(head: AdapterHead) -> AdapterHead:
+    if len(head.revisions) == 1:
+        return head
     oldest_kept = head.num_revisions - REVISIONS_IN_HEAD_MAX
     named = set(head.aliases.values())
     kept = [old for old in head.revisions if old.revision.number > oldest_kept or old.revision.number in named]

@@ -81,6 +81,7 @@ class Bases:
 
     def __init__(self, heads: HeadStore) -> None:
         self._heads = heads
+        self._last = Book(BasesHead()), 0
 
     async def read(self) -> Book:
         """Return the bases as the leader has them now."""
@@ -129,8 +130,10 @@ class Bases:
         found = await self._heads.read(subjects.BASES)
         if found is None:
             return Book(BasesHead()), 0
-        assert isinstance(found[0].head, BasesHead), "the subject of bases holds nothing else"
-        return Book(found[0].head), found[1]
+        if found[1] != self._last[1]:
+            assert isinstance(found[0].head, BasesHead), "the subject of bases holds nothing else"
+            self._last = Book(found[0].head), found[1]
+        return self._last
 
 
 def state_of(base: RegisteredBase) -> BaseState:

@@ -35,10 +35,10 @@ class Gatekeeper:
             return
         if head is not None and alias in RELEASED_BY and head.aliases.get(alias) == candidate.number:
             return
-        gates = {
-            reference.name: head.gate if head else None,
-            reference.tenant: await self.tenant_gate(reference.tenant),
-        }
+        own, of_tenant = head.gate if head else None, await self.tenant_gate(reference.tenant)
+        if own is None and of_tenant is None:
+            return
+        gates = {reference.name: own, reference.tenant: of_tenant}
         serving, evaluations = served(head), head.evaluations if head else ()
         found = [
             objection

@@ -73,23 +73,25 @@ class Ids:
         self._keyed = hmac.new(secret, digestmod=hashlib.sha256)
         # A push asks for the same ids a dozen times. Bounded: anybody may name what does not exist.
         self._tenant_mac = lru_cache(_REMEMBERED_MAX)(self._mac)
-        self._adapter_mac = lru_cache(_REMEMBERED_MAX)(self._mac_of_adapter)
+        self._keyed_of = lru_cache(_REMEMBERED_MAX)(self._key_tenant)
+        self._upload_key = bytes.fromhex(self._mac("upload tags"))
 
     def _mac(self, *parts: str) -> str:
         mac = self._keyed.copy()
         mac.update("\0".join(parts).encode())
         return mac.hexdigest()
 
-    def _mac_of_adapter(self, tenant: str, adapter: str, incarnation: int) -> str:
-        tenant_secret = bytes.fromhex(self._tenant_mac("tenant secret", tenant))
-        return hmac.digest(tenant_secret, f"{adapter}\0{incarnation}".encode(), "sha256").hex()
+    def _key_tenant(self, tenant: str) -> hmac.HMAC:
+        return hmac.new(bytes.fromhex(self._mac("tenant secret", tenant)), digestmod=hashlib.sha256)
 
     def tenant(self, tenant: str) -> TenantId:
         return TenantId(self._tenant_mac("tenant", tenant)[:24])
 
     def adapter(self, tenant: str, adapter: str, incarnation: int = 0) -> AdapterId:
         """``incarnation`` counts erasures of the name."""
-        return AdapterId(self._adapter_mac(tenant, adapter, incarnation)[:32])
+        mac = self._keyed_of(tenant).copy()
+        mac.update(f"{adapter}\0{incarnation}".encode())
+        return AdapterId(mac.hexdigest()[:32])
 
     def principal(self, principal: str) -> str:
         """Return what stands for a principal in a subject."""
@@ -144,14 +146,15 @@ class Ids:
         Without ``adapter`` it may have been for any.
         """
         named = upload_id[:-_TAG_LENGTH]
-        right = named + self._tag(named, principal)
         if adapter is not None:
             nonce = named[:-_TAG_LENGTH]
             named = nonce + self._tag(nonce, principal, adapter)
-            right = named + self._tag(named, principal)
+        right = named + self._tag(named, principal)
         if not hmac.compare_digest(upload_id.encode(), right.encode()):
             return None
         return at_ms - int(upload_id[:12], 16)
 
     def _tag(self, *parts: str) -> str:
-        return self._mac("upload", *parts)[:_TAG_LENGTH]
+        # Keyed BLAKE2b: a fifth of what HMAC takes for so little, and a push needs four.
+        text = "\0".join(parts).encode()
+        return hashlib.blake2b(text, digest_size=_TAG_LENGTH // 2, key=self._upload_key).hexdigest()

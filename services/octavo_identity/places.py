@@ -1,5 +1,7 @@
 """Where in the registry stream an adapter of a name is: erasing it moves the name on to another place."""
 
+from functools import lru_cache
+
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.records import ErasedHead, RegistryEvent
@@ -8,6 +10,7 @@ from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.references import AdapterId, Reference
 
 _INCARNATIONS_MAX = 1_000
+_REMEMBERED_MAX = 4_096
 
 
 class Places:
@@ -21,6 +24,8 @@ class Places:
         self._heads = heads
         self._ids = ids
         self._incarnations: dict[str, int] = {}
+        # A push asks for its place a dozen times. Bounded: anybody may name what does not exist.
+        self._place = lru_cache(_REMEMBERED_MAX)(self._derive)
 
     async def read(self, reference: Reference) -> tuple[RegistryEvent, int] | None:
         """Return the last event of the adapter that has the name now, with its sequence, as the leader has it."""
@@ -47,13 +52,16 @@ class Places:
 
     def adapter_id(self, reference: Reference) -> AdapterId:
         """Return the id of the adapter that has, or would get, the name, as far as ``read`` has seen."""
-        return self._ids.adapter(reference.tenant, reference.adapter, self.incarnation(reference))
+        return self._place(reference.tenant, reference.adapter, self.incarnation(reference))[0]
 
     def subject(self, reference: Reference) -> str:
         """Return the registry subject of ``adapter_id``."""
         return self._subject_of(reference, self.incarnation(reference))
 
     def _subject_of(self, reference: Reference, incarnation: int) -> str:
-        tenant_id = self._ids.tenant(reference.tenant)
-        adapter_id = self._ids.adapter(reference.tenant, reference.adapter, incarnation)
-        return subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, adapter_id)
+        return self._place(reference.tenant, reference.adapter, incarnation)[1]
+
+    def _derive(self, tenant: str, adapter: str, incarnation: int) -> tuple[AdapterId, str]:
+        """Return an adapter's id and the registry subject of it."""
+        tenant_id, adapter_id = self._ids.tenant(tenant), self._ids.adapter(tenant, adapter, incarnation)
+        return adapter_id, subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, adapter_id)

@@ -36,6 +36,7 @@ OF_SCOPE = {
     Scope.MANAGE: Right.SEE | Right.LOCATE | Right.OWN,
     Scope.AUDIT: Right.SEE | Right.AUDIT,
 }
+_SCOPES = tuple(Scope)
 _SCOPES_OF_AUDITORS = (Scope.MANAGE, Scope.AUDIT)
 _OF_AUDITORS = Right.SEE | Right.AUDIT
 _OF_ADMINS = Right.AUDIT | Right.LOCATE
@@ -43,8 +44,8 @@ _OF_ADMINS = Right.AUDIT | Right.LOCATE
 
 def scopes_of(key: KeyHead) -> tuple[Scope, ...]:
     """Return what the key is for; one that was not narrowed is for everything that its role is for."""
-    of_role = _SCOPES_OF_AUDITORS if key.role is Role.AUDITOR else tuple(Scope)
-    return tuple(scope for scope in of_role if not key.scopes or scope in key.scopes)
+    of_role = _SCOPES_OF_AUDITORS if key.role is Role.AUDITOR else _SCOPES
+    return tuple(scope for scope in of_role if scope in key.scopes) if key.scopes else of_role
 
 
 def covers(adapters: str, other: str) -> bool:

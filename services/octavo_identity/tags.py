@@ -20,6 +20,8 @@ def check_tags(tags: Iterable[str]) -> None:
 def with_tags(head: AdapterHead, add: Iterable[str], remove: Iterable[str] = ()) -> AdapterHead:
     """Return ``head`` with tags added and removed; raises ``InvalidRequest`` when they would be too many."""
     tags = tuple(sorted({*head.tags, *add} - {*remove}))
+    if tags == head.tags:
+        return head
     if len(tags) > TAGS_MAX:
         raise InvalidRequest("tag", f"would be more than the {TAGS_MAX} that an adapter may have")
     return msgspec.structs.replace(head, tags=tags)

@@ -57,7 +57,7 @@ def seal_event(plain: bytes, subject: str, stored: StoredEvent, fields: bytes) -
     place, salt = _place(subject, stored), os.urandom(_SALT_BYTES)
     key = _mac(fields, salt + place)
     sealed = salt + _commitment(key) + _cipher(key).encrypt(_NONCE, plain, place)
-    return msgspec.msgpack.encode(msgspec.structs.replace(stored, sealed=sealed))
+    return msgspec.msgpack.encode(StoredEvent(stored.kind, stored.at_ms, stored.previous_sequence, sealed))
 
 
 def outside_of(event: LedgerEvent) -> StoredEvent:
