@@ -66,6 +66,11 @@ def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind
     assert [one["adapters"] for one in line["sizes"]] == [1_000, NUM_ADAPTERS]
     assert {name for name in FIELDS if not line[name] > 0} == set()
     assert set(line["targets"]) == TARGETS
+    # What a registration costs is more than what a bare server and a bare signature take.
+    assert all(one["register_us"][part] > 0 for one in line["sizes"] for part in ("registrars", "nats-server"))
+    floor, together = line["floor"], line["sizes"][-1]["register_us"]
+    assert 0 < floor["server_us"] + floor["client_us"] + floor["sign_us"] < sum(together.values())
+    assert floor["pairs_per_s"] > 0
     assert (line["is_short"], line["shared_pack"], line["rebuild_failed"]) == (True, True, 0)
     assert {"commit", "device", "versions", "seed", "left_out"} <= line.keys()
     check_nothing_is_left(tmp_path)

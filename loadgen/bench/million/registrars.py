@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +26,10 @@ class Registrars:
 
     def __init__(self, children: list[asyncio.subprocess.Process]) -> None:
         self._children = children
+
+    def pids(self) -> Mapping[str, list[int]]:
+        """Return the processes whose time is accounted for, by what they are."""
+        return {"registrars": [child.pid for child in self._children]}
 
     async def register(self, first: int, last: int, report: Callable[[int], None]) -> float:
         """Register adapters ``first`` to ``last - 1``; returns the seconds until the last is acknowledged.

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +191,11 @@ class Rig:
         ):
             return int(view.execute(query).fetchone()[0])
         return 0
+
+    def pids(self) -> Mapping[str, list[int]]:
+        """Return the processes whose time is accounted for, by what they are."""
+        assert self.nats.process is not None, "the rig was started"
+        return {"nats-server": [self.nats.process.pid], "identity": [self._identity.pid]}
 
     def server_bytes(self) -> int:
         """Return how much memory nats-server has in use (resident set)."""

@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Self
 
 from bench.million import sampling
 from bench.million.client import Client, WrongAnswer
+from bench.million.floor import Floor, measure_floor
 from bench.million.population import Population
+from bench.million.processor import each_us, used_s
 from bench.million.registrar import shared_pack
 from bench.million.registrars import Registrars, registrars
 from bench.million.rig import Rig
@@ -41,13 +43,14 @@ class Plan:
     warm_s: float = 10.0
     num_cold_rounds: int = 3
     idle_s: float = 16.0
+    num_bare: int = 50_000
 
     @classmethod
     def of(cls, num_adapters: int, seed: int, warm_s: float) -> Self:
         """Return the plan for so many adapters; one that makes no claim is short."""
         sizes = (*(size for size in _SIZES if size < num_adapters), num_adapters)
         if num_adapters < _CLAIMED_MIN:
-            return cls(sizes, seed, 4, warm_s=min(warm_s, 1.0), num_cold_rounds=1, idle_s=1.0)
+            return cls(sizes, seed, 4, warm_s=min(warm_s, 1.0), num_cold_rounds=1, idle_s=1.0, num_bare=2_000)
         return cls(sizes, seed, warm_s=warm_s)
 
     @property
@@ -62,6 +65,7 @@ class Sized:
 
     ``followed_s`` is how long identity's view took to have all, once the last one was acknowledged.
     ``idle_bytes`` is what nats-server had in use before anything was read, ``warm_bytes`` with all blocks cached.
+    ``used_us`` is the processor time that each part took for one of them meanwhile, in microseconds.
     """
 
     num_adapters: int
@@ -73,6 +77,7 @@ class Sized:
     idle_bytes: int
     warm_bytes: int
     disk_bytes: int
+    used_us: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def register_per_s(self) -> float:
@@ -99,6 +104,7 @@ class Result:
     rebuild_s: float
     busy: Times
     busy_writes: Times
+    floor: Floor | None = None
 
     @property
     def register_per_s(self) -> float:
@@ -112,6 +118,8 @@ async def run(plan: Plan, folder: Path, report: Report) -> Result:
     Raises ``WrongAnswer`` when identity says anything else than what was registered.
     """
     population, random = Population(plan.seed, plan.num_tenants), Random(plan.seed)
+    report("taking what is registered to a bare server", 0, 0)
+    floor = await measure_floor(plan.num_bare, folder / "bare")
     report("starting the servers", 0, 0)
     async with Rig(folder) as rig:
         empty_bytes = rig.server_bytes()
@@ -134,8 +142,9 @@ async def run(plan: Plan, folder: Path, report: Report) -> Result:
                 raise WrongAnswer(f"the view lists {rig.num_listed():,} adapters")
             identity_bytes, view_bytes = rig.identity_bytes(), rig.view_bytes()
     return Result(
-        tuple(sizes), empty_bytes, identity_bytes, view_bytes, restart_s, first_resolve_s, rebuild_s, busy, busy_writes
-    )
+        tuple(sizes), empty_bytes, identity_bytes, view_bytes, restart_s, first_resolve_s, rebuild_s, busy,
+        busy_writes, floor,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,9 +164,12 @@ class _Stage:
         before = [one for one in self.plan.sizes if one < size]
         first = before[-1] if before else 0
         events_before = (await self.heads.state()).last_sequence
+        parts = {**processes.pids(), **self.rig.pids()}
+        used_before = used_s(parts)
         register_s = await processes.register(
             first, size, lambda done: self.report("registering", first + done, self.plan.sizes[-1])
         )
+        used_us = each_us(used_before, used_s(parts), size - first)
         last = (await self.heads.state()).last_sequence
         if last - events_before != size - first:
             raise WrongAnswer(f"{last - events_before:,} events were made of {size - first:,} registrations")
@@ -176,7 +188,9 @@ class _Stage:
         warm_bytes = self.rig.server_bytes()
         self.report(f"resolving among {size:,} adapters, sparse", 0, 0)
         cold = await sampling.cold(self.client, rounds, self.plan.idle_s)
-        found = Sized(size, size - first, register_s, followed_s, warm, cold, idle_bytes, warm_bytes, disk_bytes)
+        found = Sized(
+            size, size - first, register_s, followed_s, warm, cold, idle_bytes, warm_bytes, disk_bytes, used_us
+        )  # fmt: skip
         self.report(str(found), 0, 0)
         return found
 
