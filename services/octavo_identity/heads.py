@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
+from octavo_identity import moments
 from octavo_identity.batching import Entry, append_batch
 from octavo_identity.copying import copy_run
 from octavo_identity.data_keys import DataKeys
@@ -58,11 +59,13 @@ class HeadStore:
         await self._stream.ensure(config)
 
     async def read(self, subject: str) -> tuple[RegistryEvent, int] | None:
-        """Return the last event on ``subject``, which may hold wildcards, and its sequence, or None."""
+        """Return the last event on ``subject``, which may hold wildcards, and its sequence, or None.
+
+        Where reads are shared (see ``moments``) it may have been the last one a moment ago, unless it is an adapter's.
+        """
         adapter_id = subjects.adapter_of(subject)
         if adapter_id is None:
-            found = await self._stream.get(subject=subject)
-            return (decode_event(found, None), found.sequence) if found else None
+            return await moments.read(subject, self._read_clear)
         for _ in range(_READS_OF_HEAD):
             found, key = await self._get_with_key(subject, AdapterId(adapter_id))
             if found is None:
@@ -78,6 +81,10 @@ class HeadStore:
             self._of_events().cache.forget(AdapterId(adapter_id))
         log.error("event_not_opened", subject=subject)
         raise DependencyUnavailable(LOST)
+
+    async def _read_clear(self, subject: str) -> tuple[RegistryEvent, int] | None:
+        found = await self._stream.get(subject=subject)
+        return (decode_event(found, None), found.sequence) if found else None
 
     async def _get_with_key(self, subject: str, adapter_id: AdapterId) -> tuple[LedgerEvent | None, bytes | None]:
         """Return the last message on ``subject``, and the adapter's field key if there is one.
@@ -179,7 +186,11 @@ class HeadStore:
         # The server knows ids of the whole stream; the same key may be used for several adapters.
         message_id = hashlib.sha256(f"{subject}\0{mark}".encode()).hexdigest()[:_ID_LENGTH] if mark else ""
         data = (await self._encode([(subject, event)]))[0]
-        return await self._stream.append(subject, data, event.previous_sequence, message_id)
+        try:
+            return await self._stream.append(subject, data, event.previous_sequence, message_id)
+        finally:
+            # Whoever was second looks again, and must not see what was there before.
+            moments.forget(subject)
 
     async def append_all(self, events: Sequence[tuple[str, RegistryEvent]]) -> list[int]:
         """Append events with their subjects as ``append`` does, in one atomic batch; see ``append_batch``."""

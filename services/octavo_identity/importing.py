@@ -7,6 +7,7 @@ import msgspec
 from octavo_identity import access
 from octavo_identity.desk import Desk, adapter_reference
 from octavo_identity.grouping import Group
+from octavo_identity.moments import shared_reads
 from octavo_identity.pushing import Committed, Pushing
 from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import KeyHead
@@ -57,8 +58,10 @@ class Importing:
                 except OctavoError as error:
                     return ImportOutcome(item.adapter, ImportState.REFUSED, refusal=error.refusal())
 
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(one(item), name="import") for item in request.items]
+        # Key, tenant and bases are those of all, and were a read of the leader each, several times for each item.
+        with shared_reads():
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(one(item), name="import") for item in request.items]
         return ImportReport(tuple(task.result() for task in running))
 
     async def _look(self, key: KeyHead, item: ImportItem) -> ImportOutcome:

@@ -1,10 +1,13 @@
 """Many adapters for one request: one atomic batch, each answered for itself. Real NATS and S3."""
 
 import asyncio
+import json
 import secrets
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from octavo_identity.batching import BatchRefused, Entry, append_batch
 from octavo_identity.grouping import Group
@@ -61,6 +64,29 @@ async def test_what_is_imported_together_is_one_atomic_batch(store_settings: Sto
             assert found is not None
             assert found.digest == outcome.digest
             assert (await alice.ask("prove", reference=f"home/a{number}")).digest == outcome.digest
+
+
+async def test_what_is_the_same_for_all_of_an_import_is_read_a_few_times(
+    store_settings: StoreSettings, tmp_path: Path
+) -> None:
+    async with own_identity(store_settings, tmp_path) as admin:
+        alice = await admin.new_key("home", "alice")
+        await alice.push("home/first", 99)
+        items = [await staged(alice, f"home/a{number}", number) for number in range(12)]
+        asked: Counter[str] = Counter()
+
+        async def note(message: Msg) -> None:
+            asked[json.loads(message.data).get("last_by_subj", "")] += 1
+
+        listening = await admin.bus.subscribe(f"$JS.API.STREAM.MSG.GET.{subjects.REGISTRY_STREAM}", note)
+        assert states(await register(alice, *items)) == [ADDED] * 12
+        await admin.bus.leave(listening)
+        key = subjects.key_head(alice.credential.key_id)
+        of_adapters = {subject for subject in asked if subjects.adapter_of(subject) is not None}
+        assert len(of_adapters) == 12
+        # Each of them would be read once or more for each of the twelve.
+        assert {subjects.BASES, key} <= asked.keys()
+        assert all(count < 12 for subject, count in asked.items() if subject and subject not in of_adapters), asked
 
 
 async def test_an_import_that_is_repeated_changes_nothing(store_settings: StoreSettings, tmp_path: Path) -> None:
