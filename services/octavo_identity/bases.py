@@ -81,7 +81,7 @@ class Bases:
 
     def __init__(self, heads: HeadStore) -> None:
         self._heads = heads
-        self._last = Book(BasesHead()), 0
+        self._last = Book(BasesHead())
 
     async def read(self) -> Book:
         """Return the bases as the leader has them now."""
@@ -130,10 +130,10 @@ class Bases:
         found = await self._heads.read(subjects.BASES)
         if found is None:
             return Book(BasesHead()), 0
-        if found[1] != self._last[1]:
-            assert isinstance(found[0].head, BasesHead), "the subject of bases holds nothing else"
-            self._last = Book(found[0].head), found[1]
-        return self._last
+        assert isinstance(found[0].head, BasesHead), "the subject of bases holds nothing else"
+        if found[0].head != self._last.head:
+            self._last = Book(found[0].head)
+        return self._last, found[1]
 
 
 def state_of(base: RegisteredBase) -> BaseState:

@@ -10,7 +10,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ConnectionClosedError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import ConnectionClosedError, MaxPayloadError, NoRespondersError, OutboundBufferLimitError
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
@@ -69,8 +69,9 @@ class _Client(Client):
     async def publish_together(self, messages: Iterable[tuple[str, bytes, bytes]]) -> None:
         """Publish many messages, each a subject, headers and data, as ``publish`` would one after the other.
 
-        The headers are ready lines, each with its CRLF. Nothing here is looked at, and all goes out in one piece: for
-        what this process has made itself. Raises ``ConnectionClosedError`` and ``OutboundBufferLimitError``.
+        The headers are ready lines, each with its CRLF. No subject and no header is looked at, and all goes out in one
+        piece: for what this process has made itself. Raises ``ConnectionClosedError``, ``OutboundBufferLimitError`` and
+        ``MaxPayloadError``.
         """
         if self.is_closed or self.is_draining_pubs:
             raise ConnectionClosedError
@@ -79,8 +80,10 @@ class _Client(Client):
         parts: list[bytes] = []
         for subject, lines, data in messages:
             header = b"NATS/1.0\r\n%b\r\n" % lines
-            size = len(header)
-            parts += (b"HPUB %b %d %d\r\n" % (subject.encode(), size, size + len(data)), header, data, b"\r\n")
+            header_size, size = len(header), len(header) + len(data)
+            if size > self.max_payload:
+                raise MaxPayloadError
+            parts += (b"HPUB %b %d %d\r\n" % (subject.encode(), header_size, size), header, data, b"\r\n")
         if parts:
             await self._send_command(b"".join(parts))
             await self._flush_pending()

@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 import pytest
 from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError, MaxPayloadError
 
 from octavo_cli.local_servers import NatsServer
 from octavo_shared.bus import Bus
@@ -61,3 +62,26 @@ async def test_what_has_come_is_still_answered_when_a_bus_drains(nats_server: Na
                 await caller.client.publish("test.drain", b"", reply=reply)
             await caller.settled()
         assert [(await inbox.next_msg(timeout=5)).data for _ in range(num_messages)] == [b""] * num_messages
+
+
+async def test_what_is_published_together_arrives_as_if_it_were_one_by_one(nats_server: NatsServer) -> None:
+    sent = [
+        (f"test.together.{number}", f"Number: {number}\r\nOf: all\r\n".encode(), bytes(number)) for number in range(99)
+    ]
+    came: list[tuple[str, dict[str, str] | None, bytes]] = []
+    async with Bus(nats_server.url, "server") as server, Bus(nats_server.url, "caller") as caller:
+
+        async def note(message: Msg) -> None:
+            came.append((message.subject, message.headers, message.data))
+
+        await server.subscribe("test.together.*", note)
+        await caller.client.publish_together(sent)
+        await caller.settled()
+        await server.settled()
+        with pytest.raises(MaxPayloadError):
+            await caller.client.publish_together([("test.together.1", b"", bytes(caller.client.max_payload))])
+        await server.drain()
+    expected = [(subject, {"Number": str(len(data)), "Of": "all"}, data) for subject, _, data in sent]
+    assert came == expected
+    with pytest.raises(ConnectionClosedError):
+        await caller.client.publish_together(sent)
