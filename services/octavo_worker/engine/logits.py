@@ -51,6 +51,8 @@ def scores_of(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[list[floa
 
     A few rows at a time: in single precision they are large, and each is independent of the others.
     """
+    if not tokens:
+        return []
     wanted = torch.tensor([token for some in tokens for token in some], dtype=torch.int64, device=logits.device)
     found: list[float] = []
     for begin in range(0, len(wanted), _NUM_ROWS_SCORED):
