@@ -135,7 +135,7 @@ async def test_run_measures_every_answer_and_ends_with_one_json_line(
 
 async def test_errors_are_counted_by_code_and_fail_the_run(gateway: tuple[Gateway, str], tmp_path: Path) -> None:
     _, url = gateway
-    path = scenario(tmp_path, "warm", "refused", "lost", "cut", "held", deadline_s=1.0)
+    path = scenario(tmp_path, "warm", "refused", "lost", "cut", "held", deadline_s=3.0)
     code, out, _ = await ended(await start(path, url))
     report = report_in(out)
     assert code == 1
