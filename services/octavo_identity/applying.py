@@ -1,7 +1,7 @@
 """Takes over what is in the stream into the view's file."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo_identity.catalogue import Catalogue, Position
@@ -27,10 +27,11 @@ class Copied:
 
 @dataclass(frozen=True)
 class Applied:
-    """The leaf hashes of events, and the adapters of whose erasure they told."""
+    """The leaf hashes of events, the adapters of whose erasure they told, and the field keys that they opened with."""
 
     leaves: Sequence[bytes]
     erased: Sequence[AdapterId]
+    keys: Mapping[AdapterId, bytes]
 
 
 async def copy_events(heads: HeadStore, first: int, until: int) -> Copied:
@@ -58,4 +59,5 @@ def apply_events(catalogue: Catalogue, copied: Copied, position: Position) -> Ap
                 forgotten.append(Forgotten.of(one))
     catalogue.apply(events, position, leaves, forgotten)
     erased = {event.head.adapter_id for event, _ in events if isinstance(event.head, ErasedHead)}
-    return Applied([leaf for _, leaf in leaves], [*erased])
+    keys = {adapter_id: key for adapter_id, key in copied.opener.keys.items() if key is not None}
+    return Applied([leaf for _, leaf in leaves], [*erased], keys)

@@ -27,6 +27,8 @@ _ID_LENGTH = 32
 _READS_MAX = 128
 """Of single events at the same time."""
 _READS_OF_HEAD = 3
+_KEPT_TOGETHER = 256
+"""Field keys: half a millisecond, between which the loop does other things."""
 
 
 class HeadStore:
@@ -114,6 +116,18 @@ class HeadStore:
         """Return what opens ``events``, with keys that any replica has; for copies, never for a decision."""
         owners = {AdapterId(one) for event in events if (one := subjects.adapter_of(event.subject)) is not None}
         return Opener(await self._of_events().copy(owners) if owners else {})
+
+    async def keep(self, keys: Mapping[AdapterId, bytes]) -> None:
+        """Keep field keys that events were opened with: whoever asks for their adapters next waits for heads only.
+
+        They are copies, so that of an adapter that was erased meanwhile may be among them: ``forget`` it when the event
+        comes that says so.
+        """
+        if self._fields is not None:
+            for number, (adapter_id, key) in enumerate(keys.items(), 1):
+                self._fields.cache.put(adapter_id, key)
+                if number % _KEPT_TOGETHER == 0:
+                    await asyncio.sleep(0)
 
     def forget(self, adapter_id: AdapterId) -> None:
         """Keep no key of an adapter that was erased."""

@@ -151,6 +151,8 @@ class Projection:
     async def _apply(self, heads: HeadStore, last: int, position: Position) -> Sequence[bytes]:
         """Take over what is in the stream up to ``position``, and return the leaf hashes."""
         applied = await self._applied(heads, last, position)
+        await heads.keep(applied.keys)
+        # An erasure comes behind whatever its adapter's key opened, so that no key outlives it here.
         for adapter_id in applied.erased:
             heads.forget(adapter_id)
         return applied.leaves

@@ -62,8 +62,9 @@ class ViewMaker:
             raise DependencyUnavailable(answer.problem)
         leaves = answer.leaves
         return Applied(
-            [leaves[begin : begin + HASH_BYTES] for begin in range(0, len(leaves), HASH_BYTES)], answer.erased
-        )
+            [leaves[begin : begin + HASH_BYTES] for begin in range(0, len(leaves), HASH_BYTES)], answer.erased,
+            answer.keys,
+        )  # fmt: skip
 
     async def _ask(self, order: Order) -> Answer:
         if self._child is None:
@@ -89,9 +90,12 @@ class ViewMaker:
             return
         assert child.stdin is not None
         child.stdin.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), _GRACE_S)
-        await self._kill()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), _GRACE_S)
+        finally:
+            # Also when whoever ends this does not wait for a child that takes its time.
+            await self._kill()
 
     async def _kill(self) -> None:
         child, self._child = self._child, None

@@ -57,12 +57,15 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Leaf hashes, one behind the other, and what was erased; or what was wrong: with the file, or else with NATS."""
+    """Leaf hashes, one behind the other, what was erased, and field keys of what was not; or what was wrong: with the
+    file, or else with NATS.
+    """
 
     leaves: bytes = b""
     problem: str = ""
     is_of_file: bool = False
     erased: tuple[AdapterId, ...] = ()
+    keys: dict[AdapterId, bytes] = {}
 
 
 def frame(message: msgspec.Struct) -> bytes:
@@ -96,7 +99,7 @@ class _Maker:
             return Answer(problem=error.message)
         except (sqlite3.DatabaseError, OSError) as error:
             return Answer(problem=str(error), is_of_file=True)
-        return Answer(b"".join(applied.leaves), erased=(*applied.erased,))
+        return Answer(b"".join(applied.leaves), erased=(*applied.erased,), keys=dict(applied.keys))
 
     async def _copied(self, first: int, until: int) -> Copied:
         ahead, self._ahead = self._ahead, None

@@ -10,12 +10,13 @@ import pytest
 
 from octavo_identity import projection as projection_module
 from octavo_identity.catalogue import Position
+from octavo_identity.field_keys import FieldKeys
 from octavo_identity.projection import Projection
 from octavo_identity.search import Search
 from octavo_identity.view_maker import MakerEnded, ViewMaker
 from octavo_shared.merkle import Tree
 from octavo_shared.tasks import end
-from support.identity_rig import Parts, key_source, own_nats, parts
+from support.identity_rig import Parts, data_keys, key_source, own_nats, parts
 
 NUM_ADAPTERS = 40
 SILENT = "import time; time.sleep(600)"
@@ -78,8 +79,14 @@ async def test_a_view_that_is_far_behind_is_made_by_a_process_of_its_own(one: Pa
     one.heads.copy_range = copy_range  # type: ignore[method-assign, assignment]
     maker = ViewMaker(file, url, "", key_source(one.ids))
     projection = Projection(file, maker)
+    one.keys.fields.forget_all()
     await made_by(one, projection, last)
     await check_is_whole(one, projection)
+    # What opened the events there is known here: who asks for the adapters waits for their heads only.
+    fields = FieldKeys(data_keys(one.heads._bus, one.ids))
+    for number in range(NUM_ADAPTERS):
+        adapter_id = one.ids.adapter("home", f"a{number:02d}")
+        assert one.keys.fields.get(adapter_id) == await fields.read(adapter_id)
     assert maker._child is None, "it ended when nothing followed any more"
     projection.close()
 

@@ -9,6 +9,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from octavo_identity.data_keys import DataKeys
+from octavo_identity.event_form import Opener
 from octavo_identity.field_cache import FieldCache
 from octavo_identity.field_keys import FieldKeys
 from octavo_identity.heads import HeadStore
@@ -181,11 +182,30 @@ async def test_a_view_made_anew_knows_nothing_of_what_was_erased(one: Parts, tmp
     one.keys.fields.forget_all()
     for _ in range(2):
         await one.catch_up()
+        known = [one.keys.fields.get(one.ids.adapter("home", name)) is not None for name in ("diary", "poems")]
+        assert known == [False, True]
         assert [head.name for head in (await one.projection.find(everything(), None, "", 9)).heads] == ["home/poems"]
         assert one.projection.tree.size == 5
         one.projection.close()
         one.projection = Projection(tmp_path / "again.sqlite")
     assert b"home/diary" not in (tmp_path / "again.sqlite").read_bytes()
+
+
+async def test_a_key_that_a_replica_still_had_is_forgotten_with_the_erasure(
+    one: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.add_revisions("home/diary", 1)
+    adapter_id = one.ids.adapter("home", "diary")
+    late = await one.heads.opener(await one.heads.read_range(1, 1))
+    await erase(one)
+
+    async def opener(events: object) -> Opener:
+        return late
+
+    monkeypatch.setattr(one.heads, "opener", opener)
+    assert late.keys[adapter_id] is not None
+    await one.catch_up()
+    assert one.keys.fields.get(adapter_id) is None
 
 
 def everything() -> Search:
