@@ -5,10 +5,7 @@ from typing import Any
 from litestar import get, post
 from litestar.params import FromPath
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of
+from octavo_gateway.http_request import AnyRequest, adapter_name, body_of, caller_of, idempotency_key_of
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import EvictBody, TenantBody
 from octavo_shared import subjects
@@ -40,7 +37,7 @@ class AdminRoutes:
         async def create_tenant(request: AnyRequest) -> TenantCreated:
             """Create a tenant."""
             credential = caller_of(request)
-            tenant = check_name(decode_body(await read_body(request), TenantBody).tenant, "tenant")
+            tenant = check_name((await body_of(request, TenantBody)).tenant, "tenant")
             order = CreateTenant(credential=credential, idempotency_key=idempotency_key_of(request), tenant=tenant)
             return await self._identity.call(order, TenantCreated)
 
@@ -50,7 +47,7 @@ class AdminRoutes:
         @post("/v1/adapters/{tenant:str}/{name:str}/evict", status_code=200)
         async def evict(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> EvictReport:
             """Drop an adapter's copies above a tier on every worker; its revisions stay."""
-            body = decode_body(await read_body(request), EvictBody)
+            body = await body_of(request, EvictBody)
             if body.tier not in _TIERS_BELOW_DEVICE:
                 raise InvalidRequest("tier", f"must be one of {', '.join(_TIERS_BELOW_DEVICE)}")
             locate = Locate(credential=caller_of(request), reference=adapter_name(tenant, name))

@@ -5,11 +5,8 @@ from typing import Any
 from litestar import get, post
 from litestar.params import FromPath, FromQuery
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_queries import Count
-from octavo_gateway.http_registry import caller_of, idempotency_key_of
+from octavo_gateway.http_request import AnyRequest, body_of, caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import SupersedeBody
@@ -61,7 +58,7 @@ class BaseRoutes:
         async def supersede(request: AnyRequest, base: FromPath[str]) -> BaseInfo:
             """Say that adapters on a base are to be trained for another one from now on (admin)."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), SupersedeBody)
+            body = await body_of(request, SupersedeBody)
             order = SupersedeBase(
                 credential=credential, idempotency_key=idempotency_key_of(request), base=base, by=body.by
             )  # fmt: skip

@@ -6,8 +6,7 @@ import msgspec
 from litestar import delete
 from litestar.params import FromPath
 
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of
+from octavo_gateway.http_request import AnyRequest, adapter_name, caller_of, idempotency_key_of
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared import dsse
 from octavo_shared.messages.privacy import Erase, Erased

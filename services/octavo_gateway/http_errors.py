@@ -1,16 +1,15 @@
 """Every error leaves as OpenAI's JSON, also those of the framework: unknown routes, wrong methods, large bodies."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import HTTPException, ValidationException
 
 from octavo_gateway.bodies import BODY_BYTES_MAX
+from octavo_gateway.http_request import AnyRequest
 from octavo_gateway.replies import error_body
 from octavo_shared.errors import BodyTooLarge, InternalError, InvalidRequest, OctavoError
 from octavo_shared.telemetry import log
-
-AnyRequest = Request[Any, Any, Any]
 
 
 class _RouteError(OctavoError):

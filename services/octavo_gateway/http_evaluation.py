@@ -6,11 +6,15 @@ import msgspec
 from litestar import delete, get, post, put
 from litestar.params import FromPath, FromQuery
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_queries import MaybeCount
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
+from octavo_gateway.http_request import (
+    AnyRequest,
+    adapter_name,
+    body_of,
+    caller_of,
+    idempotency_key_of,
+    revision_reference,
+)
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import Number
@@ -67,7 +71,7 @@ class EvaluationRoutes:
         async def evaluate(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> Evaluation:
             """Record what a suite's run gave."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), EvaluationBody)
+            body = await body_of(request, EvaluationBody)
             order = Evaluate(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
@@ -150,5 +154,5 @@ class EvaluationRoutes:
 
 
 async def _gate_of(request: AnyRequest) -> Gate:
-    body = decode_body(await read_body(request), GateBody)
+    body = await body_of(request, GateBody)
     return Gate(body.rules, body.evaluators)

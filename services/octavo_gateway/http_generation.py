@@ -1,29 +1,24 @@
 """``/v1/chat/completions``, ``/v1/completions`` and ``/v1/models``."""
 
-import asyncio
 from typing import Any
 
 import msgspec
 from litestar import Response, get, post
-from litestar.exceptions import ClientException, InternalServerException
 
 from octavo_gateway.admission import Admission
 from octavo_gateway.call import Call
-from octavo_gateway.credentials import credential_of
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import Asked, FrontDesk
-from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_request import AnyRequest, caller_of, read_body
 from octavo_gateway.http_schema import ChatOperation, CompletionOperation
 from octavo_gateway.http_stream import ClientGone, EventStream, unless_gone
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.openai import Kind
 from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
 from octavo_shared.clock import now_ms
-from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters
 from octavo_shared.telemetry import extract_context
 
-_BODY_TIMEOUT_S = 10.0
 _MODELS_PAGE = 200
 _MODELS_MAX = 1_000
 _CLIENT_CLOSED = 499
@@ -70,7 +65,7 @@ class GenerationRoutes:
 
     async def _answer(self, request: AnyRequest, kind: Kind) -> Response[Any]:
         at_ms = now_ms()
-        credential = credential_of(request.headers.get("authorization"))
+        credential = caller_of(request)
         self._admission.knock(credential)
         raw = await read_body(request)
         parent = extract_context({name.lower(): value for name, value in request.headers.items()})
@@ -94,7 +89,7 @@ class GenerationRoutes:
         return Response(body, status_code=200, headers=headers, media_type="application/json")
 
     async def _models(self, request: AnyRequest) -> ModelList:
-        credential = credential_of(request.headers.get("authorization"))
+        credential = caller_of(request)
         found: list[AdapterInfo] = []
         after = ""
         while len(found) < _MODELS_MAX:
@@ -108,17 +103,3 @@ class GenerationRoutes:
         return ModelList(
             bases + [ModelCard(info.name, info.owner, info.latest.created_at_ms // 1000) for info in found]
         )
-
-
-async def read_body(request: AnyRequest) -> bytes:
-    """Return the body, which the framework bounds; a client too slow to send it is refused."""
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            return await request.body()
-    except TimeoutError:
-        raise InvalidRequest("body", f"did not arrive within {_BODY_TIMEOUT_S:.0f} s") from None
-    except (ClientException, InternalServerException) as error:
-        # The framework calls a client that left in the middle an error of the server.
-        if error.status_code not in (400, 500):
-            raise
-        raise InvalidRequest("body", "did not arrive whole") from error

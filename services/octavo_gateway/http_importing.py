@@ -5,11 +5,9 @@ from typing import Any
 import msgspec
 from litestar import post
 
-from octavo_gateway.bodies import decode_body
 from octavo_gateway.fleet import FleetView
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
-from octavo_gateway.http_registry import caller_of, declared_base, served_base
+from octavo_gateway.http_pushing import declared_base, served_base
+from octavo_gateway.http_request import AnyRequest, body_of, caller_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.envelopes import Envelope
@@ -53,7 +51,7 @@ class ImportRoutes:
         async def register(request: AnyRequest) -> ImportReport:
             """Make staged uploads the next revisions of their adapters, each answered for itself."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), ImportBody)
+            body = await body_of(request, ImportBody)
             if not 1 <= len(body.items) <= IMPORT_ITEMS_MAX:
                 raise InvalidRequest("items", f"must be 1 to {IMPORT_ITEMS_MAX}")
             items = tuple(self._item(item) for item in body.items)

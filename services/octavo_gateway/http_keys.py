@@ -7,12 +7,9 @@ import msgspec
 from litestar import delete, get, post
 from litestar.params import FromPath, FromQuery
 
-from octavo_gateway.bodies import decode_body
 from octavo_gateway.credentials import new_key
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_queries import Count
-from octavo_gateway.http_registry import caller_of, idempotency_key_of
+from octavo_gateway.http_request import AnyRequest, body_of, caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.messages.keys import (
@@ -81,7 +78,7 @@ class KeyRoutes:
         async def issue_key(request: AnyRequest, tenant: FromPath[str]) -> KeyReply:
             """Issue a key. Its text is in this answer and nowhere else, so a repeated request makes another one."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), KeyBody)
+            body = await body_of(request, KeyBody)
             text, fresh = new_key()
             order = IssueKey(
                 credential=credential,
@@ -102,7 +99,7 @@ class KeyRoutes:
         async def rotate_key(request: AnyRequest, key_id: FromPath[str]) -> KeyReply:
             """Issue a key in place of another one, which expires after an overlap."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request) or b"{}", RotateBody)
+            body = await body_of(request, RotateBody)
             text, fresh = new_key()
             order = RotateKey(
                 credential=credential,

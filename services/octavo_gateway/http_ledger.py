@@ -5,9 +5,8 @@ from typing import Any
 from litestar import get
 from litestar.params import FromPath, FromQuery
 
-from octavo_gateway.http_errors import AnyRequest
 from octavo_gateway.http_queries import Count
-from octavo_gateway.http_registry import caller_of, revision_reference
+from octavo_gateway.http_request import AnyRequest, caller_of, revision_reference
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.messages.auditing import AuditReport, GetAuditState
 from octavo_shared.messages.ledger import AUDIT_EVENTS_MAX, Audit, AuditPage, Prove, RevisionProof

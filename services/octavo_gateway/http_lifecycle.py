@@ -5,16 +5,20 @@ from typing import Any
 from litestar import delete, post
 from litestar.params import FromPath
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
+from octavo_gateway.http_request import (
+    AnyRequest,
+    adapter_name,
+    body_of,
+    caller_of,
+    idempotency_key_of,
+    revision_reference,
+)
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
-from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, TagBody, TransferBody
+from octavo_gateway.registry_bodies import BranchBody, PromoteBody, RetireBody, RollbackBody, TagBody, TransferBody
 from octavo_shared.messages.adapters import AdapterInfo
 from octavo_shared.messages.grants import Transfer
-from octavo_shared.messages.lifecycle import Branch, Promote, Retire, Tag, Unalias
+from octavo_shared.messages.lifecycle import Branch, Promote, Retire, Rollback, Tag, Unalias
 from octavo_shared.references import parse_reference
 
 
@@ -33,7 +37,7 @@ class LifecycleRoutes:
         async def promote(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
             """Let an alias name a revision, if it still names the expected one."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), PromoteBody)
+            body = await body_of(request, PromoteBody)
             order = Promote(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
@@ -41,6 +45,20 @@ class LifecycleRoutes:
                 alias=body.alias,
                 share_percent=body.share,
                 expected=body.expect,
+            )
+            return await self._identity.call(order, AdapterInfo)
+
+        @post("/v1/adapters/{tenant:str}/{name:str}/rollback", status_code=200)
+        async def rollback(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
+            """Move an alias back."""
+            credential = caller_of(request)
+            body = await body_of(request, RollbackBody)
+            order = Rollback(
+                credential=credential,
+                idempotency_key=idempotency_key_of(request),
+                adapter=adapter_name(tenant, name),
+                number=body.revision,
+                alias=body.alias,
             )
             return await self._identity.call(order, AdapterInfo)
 
@@ -57,7 +75,7 @@ class LifecycleRoutes:
             )
             return await self._identity.call(order, AdapterInfo)
 
-        return [promote, unalias]
+        return [promote, rollback, unalias]
 
     def _others(self) -> list[Any]:
         @post("/v1/adapters/{tenant:str}/{name:str}/retire", status_code=200,
@@ -65,7 +83,7 @@ class LifecycleRoutes:
         async def retire(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
             """Never serve a revision again; there is no way back."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), RetireBody)
+            body = await body_of(request, RetireBody)
             order = Retire(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
@@ -79,7 +97,7 @@ class LifecycleRoutes:
         async def branch(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
             """Make this new adapter from a revision of one that this key may use."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), BranchBody)
+            body = await body_of(request, BranchBody)
             order = Branch(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
@@ -95,7 +113,7 @@ class LifecycleRoutes:
         async def tag(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
             """Add and remove tags."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), TagBody)
+            body = await body_of(request, TagBody)
             order = Tag(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
@@ -110,7 +128,7 @@ class LifecycleRoutes:
         async def transfer(request: AnyRequest, tenant: FromPath[str], name: FromPath[str]) -> AdapterInfo:
             """Make somebody else of the tenant the adapter's owner."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), TransferBody)
+            body = await body_of(request, TransferBody)
             order = Transfer(
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),

@@ -5,11 +5,15 @@ from typing import Any
 from litestar import delete, get, post
 from litestar.params import FromPath, FromQuery
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_queries import Count
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of, revision_reference
+from octavo_gateway.http_request import (
+    AnyRequest,
+    adapter_name,
+    body_of,
+    caller_of,
+    idempotency_key_of,
+    revision_reference,
+)
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.registry_bodies import SignerBody
@@ -58,7 +62,7 @@ class ProvenanceRoutes:
         async def register_signer(request: AnyRequest) -> SignerInfo:
             """Register a public key (Ed25519, PEM) that the caller signs with."""
             credential = caller_of(request)
-            body = decode_body(await read_body(request), SignerBody)
+            body = await body_of(request, SignerBody)
             order = RegisterSigner(
                 credential=credential, idempotency_key=idempotency_key_of(request), public_key=body.public_key
             )

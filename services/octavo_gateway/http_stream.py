@@ -8,7 +8,7 @@ from litestar.response.streaming import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from octavo_gateway.call import Call
-from octavo_gateway.http_errors import AnyRequest
+from octavo_gateway.http_request import AnyRequest
 from octavo_gateway.replies import error_body
 from octavo_gateway.writing import ChunkReader
 from octavo_shared.errors import OctavoError

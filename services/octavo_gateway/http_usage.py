@@ -5,11 +5,8 @@ from typing import Any
 from litestar import get, patch
 from litestar.params import FromPath
 
-from octavo_gateway.bodies import decode_body
-from octavo_gateway.http_errors import AnyRequest
-from octavo_gateway.http_generation import read_body
 from octavo_gateway.http_queries import Count
-from octavo_gateway.http_registry import adapter_name, caller_of, idempotency_key_of
+from octavo_gateway.http_request import AnyRequest, adapter_name, body_of, caller_of, idempotency_key_of
 from octavo_gateway.http_schema import operation_with
 from octavo_gateway.identity_client import IdentityClient
 from octavo_shared.errors import InvalidRequest
@@ -45,7 +42,7 @@ class UsageRoutes:
         async def set_quotas(request: AnyRequest, tenant: FromPath[str]) -> TenantQuotas:
             """Set a tenant's limits that the body names, null removing one; the others stay (admin)."""
             credential = caller_of(request)
-            limits = decode_body(await read_body(request), dict[Quota, int | None])
+            limits = await body_of(request, dict[Quota, int | None])
             for quota, limit in limits.items():
                 if limit is not None and not 0 <= limit <= LIMIT_MAX:
                     raise InvalidRequest(quota, f"must be 0 to {LIMIT_MAX}")
@@ -53,7 +50,7 @@ class UsageRoutes:
                 credential=credential,
                 idempotency_key=idempotency_key_of(request),
                 tenant=check_name(tenant, "tenant"),
-                limits=limits,
+                limits=await body_of(request, dict[Quota, int | None]),
             )
             return await self._identity.call(order, TenantQuotas)
 

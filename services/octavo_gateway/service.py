@@ -22,6 +22,7 @@ from octavo_gateway.http_keys import KeyRoutes
 from octavo_gateway.http_ledger import LedgerRoutes
 from octavo_gateway.http_lifecycle import LifecycleRoutes
 from octavo_gateway.http_provenance import ProvenanceRoutes
+from octavo_gateway.http_pushing import PushRoutes
 from octavo_gateway.http_registry import RegistryRoutes
 from octavo_gateway.http_usage import UsageRoutes
 from octavo_gateway.identity_client import IdentityClient
@@ -68,6 +69,7 @@ class Gateway:
         transfers = Transfers(store, settings.upload_bytes_max)
         routes = [
             *GenerationRoutes(self._front, self.admission, identity, self.fleet).handlers(),
+            *PushRoutes(identity, self.fleet, transfers).handlers(),
             *RegistryRoutes(identity, self.fleet, transfers).handlers(),
             *LifecycleRoutes(identity).handlers(),
             *ImportRoutes(identity, self.fleet).handlers(),
