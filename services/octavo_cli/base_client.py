@@ -1,7 +1,7 @@
 """The gateway's client for bases."""
 
 from collections.abc import Iterator
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from octavo_cli.client import Client
 from octavo_shared.messages.bases import OUTDATED_PAGE_MAX, BaseInfo, BaseList, OutdatedList, OutdatedRevision
@@ -13,7 +13,7 @@ class BaseClient(Client):
 
     def bases(self, tenant: str = "") -> tuple[BaseInfo, ...]:
         """Return all bases, the oldest first, with counts of one's own tenant, of ``tenant``, or to an admin of all."""
-        return self._call("GET", f"/v1/bases?{urlencode({'tenant': tenant})}", BaseList).bases
+        return self._call("GET", "/v1/bases", BaseList, query={"tenant": tenant}).bases
 
     def base_labels(self) -> dict[Fingerprint, str]:
         """Return what each base is called."""
@@ -21,13 +21,9 @@ class BaseClient(Client):
 
     def outdated(self, base: str = "", tenant: str = "") -> Iterator[OutdatedRevision]:
         """Yield every served revision that must be trained again, by adapter, a page at a time."""
-        after = ""
-        while True:
-            query = urlencode({"base": base, "tenant": tenant, "limit": OUTDATED_PAGE_MAX, "after": after})
-            page = self._call("GET", f"/v1/bases/outdated?{query}", OutdatedList)
+        query = {"base": base, "tenant": tenant, "limit": OUTDATED_PAGE_MAX}
+        for page in self._pages("/v1/bases/outdated", OutdatedList, query):
             yield from page.revisions
-            if not (after := page.next_after):
-                return
 
     def supersede_base(self, base: str, by: str) -> BaseInfo:
         return self._call("POST", f"{_path(base)}/supersede", BaseInfo, {"by": by})

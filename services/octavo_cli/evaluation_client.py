@@ -1,17 +1,17 @@
 """The gateway's client for evaluations and gates, and for whole answers that are asked again when it is busy."""
 
 import time
-from urllib.parse import quote
 
 import httpx
 import msgspec
 
 from octavo_cli.answers import ClientError, as_client_errors, check
+from octavo_cli.connection import adapter_path, revision_query
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.evaluation import Evaluation, EvaluationList, Gate, Gates, Score
-from octavo_shared.references import Digest, Fingerprint, Reference, check_name, parse_reference
+from octavo_shared.references import Digest, Fingerprint, check_name, parse_reference
 
 _ATTEMPTS_MAX = 8
 _WAIT_S_MAX = 30.0
@@ -19,15 +19,13 @@ _RETRIED = (429, 503)
 
 
 class EvaluationClient(ProvenanceClient):
-    """A ``Client`` that several threads may ask at the same time."""
+    """A ``Client`` that also knows how good revisions are, and how good they must be."""
 
     def evaluations(self, reference: str, *, with_statements: bool = False) -> EvaluationList:
         """Return a revision, its state and its evaluations, newest first, as they were signed if that is wanted."""
         parsed = parse_reference(reference, "revision")
-        chosen = parsed.number or parsed.digest or parsed.alias
-        query = f"&revision={quote(str(chosen), safe='')}" if chosen else ""
-        flag = str(with_statements).lower()
-        return self._call("GET", f"{_path(parsed)}/evaluations?statements={flag}{query}", EvaluationList)
+        query = {"statements": str(with_statements).lower()} | revision_query(parsed)
+        return self._call("GET", f"{adapter_path(parsed.name)}/evaluations", EvaluationList, query=query)
 
     def evaluate(
         self,
@@ -52,11 +50,7 @@ class EvaluationClient(ProvenanceClient):
         }
         if statement is not None:
             body["statement"] = msgspec.to_builtins(statement)
-        headers = {} if write is None else {"Idempotency-Key": write}
-        with as_client_errors():
-            response = self._http.post(f"{_path(parsed)}/evaluations", json=body, headers=headers)
-            check(response)
-            return msgspec.json.decode(response.content, type=Evaluation)
+        return self._call("POST", f"{adapter_path(parsed.name)}/evaluations", Evaluation, body, write=write)
 
     def gates(self, target: str) -> Gates:
         """Return the gates of ``tenant/adapter``, or that of ``tenant``."""
@@ -92,14 +86,10 @@ def _wait_s(response: httpx.Response, attempt: int) -> float:
     return min(_WAIT_S_MAX, float(told) if told.isdecimal() else 0.25 * 2.0**attempt)
 
 
-def _path(reference: Reference) -> str:
-    return f"/v1/adapters/{reference.name}"
-
-
 def _gate_path(target: str) -> str:
     if "/" not in target:
         return f"/v1/tenants/{check_name(target, 'tenant')}/gate"
     parsed = parse_reference(target, "adapter")
     if parsed.names_revision:
         raise ClientError("usage", "a gate is an adapter's or a tenant's, not a revision's", 0)
-    return f"{_path(parsed)}/gate"
+    return f"{adapter_path(parsed.name)}/gate"

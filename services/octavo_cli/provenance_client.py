@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, urlencode
 
 import msgspec
 
 from octavo_cli.answers import ClientError
-from octavo_cli.client import Client, Progress
+from octavo_cli.client import Client
+from octavo_cli.connection import adapter_path, path_part, revision_query
+from octavo_cli.pack_client import Progress
 from octavo_shared.envelopes import Envelope
 from octavo_shared.errors import ParentMoved
 from octavo_shared.messages.adapters import AdapterInfo
@@ -28,23 +29,22 @@ class ProvenanceClient(Client):
     def provenance(self, reference: str) -> Provenance:
         """Return a revision's statement, the keys that signed it, and whose the gateway says that they are."""
         parsed = parse_reference(reference, "revision")
-        chosen = parsed.number or parsed.digest or parsed.alias
-        query = f"?revision={quote(str(chosen), safe='')}" if chosen else ""
-        return self._call("GET", f"/v1/adapters/{parsed.name}/provenance{query}", Provenance)
+        url = f"{adapter_path(parsed.name)}/provenance"
+        return self._call("GET", url, Provenance, query=revision_query(parsed))
 
     def lineage(self, adapter: str, num_max: int = LINEAGE_MAX) -> Lineage:
-        return self._call("GET", f"/v1/adapters/{adapter}/lineage?limit={num_max}", Lineage)
+        """Return the revisions that those of ``adapter`` descend from."""
+        return self._call("GET", f"/v1/adapters/{adapter}/lineage", Lineage, query={"limit": num_max})
 
     def signers(self, principal: str = "") -> tuple[SignerInfo, ...]:
         """Return one's own signing keys, or those of ``principal`` (admin)."""
-        return self._call("GET", f"/v1/signers?{urlencode({'principal': principal})}", SignerList).signers
+        return self._call("GET", "/v1/signers", SignerList, query={"principal": principal}).signers
 
     def add_signer(self, pem: str) -> SignerInfo:
         return self._call("POST", "/v1/signers", SignerInfo, {"public_key": pem})
 
     def revoke_signer(self, key_id: str, principal: str = "") -> SignerInfo:
-        query = urlencode({"principal": principal})
-        return self._call("DELETE", f"/v1/signers/{quote(key_id, safe='')}?{query}", SignerInfo)
+        return self._call("DELETE", f"/v1/signers/{path_part(key_id)}", SignerInfo, query={"principal": principal})
 
     def push_signed(
         self,

@@ -47,9 +47,14 @@ class Reference:
         return f"{self.tenant}/{self.adapter}"
 
     @property
+    def selector(self) -> int | str | None:
+        """What selects the revision: its number, its digest or an alias; None where nothing does."""
+        return self.number or self.digest or self.alias
+
+    @property
     def names_revision(self) -> bool:
         """Tell whether it says which revision is meant."""
-        return self.number is not None or self.digest is not None or self.alias is not None
+        return self.selector is not None
 
     def __str__(self) -> str:
         if self.number is not None:
