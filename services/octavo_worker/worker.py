@@ -18,9 +18,10 @@ from octavo_shared.tasks import end
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
 from octavo_worker.adapters.data_keys import DataKeys
+from octavo_worker.adapters.device_tier import Device
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache
-from octavo_worker.adapters.loader import Device, Loader
+from octavo_worker.adapters.loader import Loader
 from octavo_worker.adapters.pack_threads import pack_threads
 from octavo_worker.adapters.packs import PackTiers
 from octavo_worker.engine.engine import EngineLoad

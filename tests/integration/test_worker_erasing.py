@@ -88,7 +88,7 @@ async def test_running_and_waiting_requests_end_by_name(store_settings: StoreSet
         assert {(await talk.until_end()).error_code for talk in running} == {"adapter_erased"}
         assert len((await neighbour.until_end()).tokens) == 40
         assert is_gone(rig, handle)
-        assert rig.worker.loader._pins[(handle.adapter_id, handle.digest)] == 0
+        assert rig.worker.loader._device.num_pins((handle.adapter_id, handle.digest)) == 0
 
 
 async def test_a_load_that_is_under_way_ends_by_name_and_leaves_nothing(rig: Rig) -> None:
