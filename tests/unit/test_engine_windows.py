@@ -122,10 +122,10 @@ def test_a_preempted_sequence_goes_on_with_the_same_tokens(windowed: WindowedBas
     for request in requests:
         engine.submit(request)
     while engine.wait_for_work(0):
-        before = set(engine._running)
+        before = set(engine._roster.running)
         answers.take(engine.step())
         engine.check_integrity()
-        preempted |= before & set(engine._waiting)
+        preempted |= before & set(engine._roster.waiting)
     assert preempted, "nothing was preempted"
     for request in requests:
         assert answers.tokens[request.request_id] == windowed.generate(request.prompt, 30)
@@ -175,7 +175,7 @@ def test_a_shorter_beginning_is_reused_where_the_window_of_the_longest_is_gone(w
 def test_a_beginning_that_is_taken_back_while_it_is_looked_up_is_computed_again(windowed: WindowedBase) -> None:
     engine = _engine(windowed)
     answers = run(engine, ask("a", LONG, 5))
-    prefixes, arena = engine._kv._prefixes, _arena(engine)
+    prefixes, arena = engine._roster.kv._prefixes, _arena(engine)
     num_found = prefixes.num_found
 
     def found_and_taken_back(digests: Sequence[bytes]) -> list[int]:

@@ -7,31 +7,26 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo_shared.errors import AdapterRefused, ContextExceeded, InternalError, InvalidRequest, Refusal
+from octavo_shared.errors import AdapterRefused, InternalError, Refusal
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
 from octavo_shared.references import AdapterId
 from octavo_shared.telemetry import log
-from octavo_worker.adapters.pages import Arena, OutOfPages
+from octavo_worker.adapters.pages import Arena
 from octavo_worker.adapters.placement import Placement
 from octavo_worker.adapters.residents import AdapterKey, Residents
 from octavo_worker.engine import batch
+from octavo_worker.engine.acceptance import check_request
 from octavo_worker.engine.batch import Batch, Part
 from octavo_worker.engine.choosing import Chosen, choose_tokens
 from octavo_worker.engine.guides import Guides
 from octavo_worker.engine.intake import Intake
-from octavo_worker.engine.kv_pages import KvPages
 from octavo_worker.engine.logits import scores_of
-from octavo_worker.engine.scheduler import NUM_STEP_TOKENS_MAX, Candidate, StepLimits, StepPlan, schedule
+from octavo_worker.engine.roster import Roster
+from octavo_worker.engine.scheduler import NUM_STEP_TOKENS_MAX, StepLimits
 from octavo_worker.engine.sequence import Sequence, SequenceRequest, SequenceStarted, StepEvent, TokensDecoded
-from octavo_worker.engine.shares import TenantShares
 from octavo_worker.engine.slots import SlotTables
 from octavo_worker.model.base import BaseModel
-
-_NUM_PLANS_MAX = 3
-"""How often a step is planned again because a load took pages after the plan was made."""
-_PATIENCE_NS = 5_000_000_000
-"""Whoever could run and has waited for this long comes before all shares."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +81,8 @@ class Engine:
         self._guides = Guides(base.tokenizer_json, base.manifest.stop_token_ids)
         self._intake = Intake(limits.num_waiting_max, limits.num_running_max)
         # Touched by the stepping thread only.
-        self._kv = KvPages(arena, base.kv_shape)
+        self._roster = Roster(arena, self._residents, self._step_limits)
         self._slots = SlotTables(tuple(base.manifest.modules), base.device)
-        self._shares = TenantShares()
-        self._running: dict[int, Sequence] = {}
-        self._waiting: dict[int, Sequence] = {}
 
     # Any thread.
 
@@ -109,7 +101,7 @@ class Engine:
         Raises ``Overloaded`` when the queue is full, ``ContextExceeded`` or ``InvalidRequest`` when it cannot be
         served at all.
         """
-        self._check(request)
+        check_request(request, self._base.vocab_size, self._context_tokens)
         schema, key = request.sampling.schema, request.adapter_key
         guide = self._guides.guide(schema, request.forced) if schema else None
         # Pinned first: the step that takes it in may run at once.
@@ -139,7 +131,7 @@ class Engine:
 
     def forget(self, adapter_id: AdapterId) -> None:
         """Zero the keys and values that were computed with an adapter; no sequence may use it any more."""
-        self._kv.forget(adapter_id)
+        self._roster.kv.forget(adapter_id)
         self._intake.nudge()
 
     def residency(self) -> list[tuple[AdapterKey, int, int]]:
@@ -149,7 +141,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """Return how busy the engine is, as of the last step."""
         arena = self._arena
-        return EngineLoad(*self._intake.counts(), self._kv.num_available, arena.num_pages, arena.page_bytes)
+        return EngineLoad(*self._intake.counts(), self._roster.kv.num_available, arena.num_pages, arena.page_bytes)
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """Block until a step would do something, at most ``timeout_s``; returns whether it would."""
@@ -161,108 +153,37 @@ class Engine:
         """Schedule, run and commit one batch; returns what happened, in order."""
         events: list[StepEvent] = []
         self._take_in(events)
-        parts = self._schedule()
+        parts = self._roster.schedule(time.monotonic_ns())
         if parts:
             self._run(parts, events)
-        is_ready = bool(self._running) or any(self._is_ready(sequence) for sequence in self._waiting.values())
+        roster = self._roster
         # A step that could run nothing would not do better again until something changes.
-        self._intake.settle(len(self._running), len(self._waiting), is_runnable=bool(parts) and is_ready)
+        is_runnable = bool(parts) and roster.has_ready()
+        self._intake.settle(len(roster.running), len(roster.waiting), is_runnable=is_runnable)
         return events
 
     def check_integrity(self) -> None:
         """Assert that free, KV and adapter pages are all pages; between steps, while nothing is installed."""
         self._arena.check_integrity()
         self._residents.check_integrity()
-        self._kv.check_integrity([*self._running.values(), *self._waiting.values()])
+        self._roster.check_integrity()
 
     def _num_pages_max(self, num_tokens: int) -> int:
         """Return the most pages that a sequence of ``num_tokens`` tokens ever holds."""
         return self._base.kv_shape.num_pages_max(num_tokens, self._step_limits.num_step_tokens_max)
-
-    def _check(self, request: SequenceRequest) -> None:
-        given = (*request.prompt, *request.forced)
-        if not request.prompt:
-            raise InvalidRequest("prompt", "has no tokens")
-        if min(given) < 0 or max(given) >= self._base.vocab_size:
-            # It would fail inside the batch, and take the neighbours with it.
-            raise InvalidRequest("prompt", f"holds token ids outside 0 to {self._base.vocab_size - 1}")
-        if any(not 0 <= token < self._base.vocab_size for token, _ in request.sampling.logit_bias):
-            raise InvalidRequest("logit_bias", f"names token ids outside 0 to {self._base.vocab_size - 1}")
-        if request.sampling.is_scored and (request.sampling.max_tokens or request.forced):
-            raise InvalidRequest("max_tokens", "must be 0 where the prompt is scored")
-        num_tokens = len(request.prompt) + request.sampling.max_tokens
-        if num_tokens > self.context_tokens:
-            raise ContextExceeded(
-                "prompt",
-                prompt_tokens=len(request.prompt),
-                max_tokens=request.sampling.max_tokens,
-                context_tokens=self.context_tokens,
-            )
 
     def _take_in(self, events: list[StepEvent]) -> None:
         """Bring in what other threads asked for since the last step."""
         news = self._intake.take()
         now_ns = time.monotonic_ns()
         for sequence in news.arrived:
-            self._shares.arrived(sequence.request.tenant_id)
-            self._waiting[sequence.order] = sequence
+            self._roster.arrived(sequence)
             if sequence.num_answer_tokens >= sequence.request.sampling.max_tokens and not sequence.is_scored:
                 events.append(self._started(sequence, now_ns))
                 self._end(sequence, FinishReason.LENGTH, now_ns, events)
         for order in news.cancelled:
-            if sequence_or_none := self._running.get(order) or self._waiting.get(order):
-                self._end(sequence_or_none, FinishReason.CANCELLED, now_ns, events)
-
-    def _schedule(self) -> list[Part]:
-        """Choose the parts of the next batch and give them their pages."""
-        for _ in range(_NUM_PLANS_MAX):
-            now_ns = time.monotonic_ns()
-            ready = [sequence for sequence in self._waiting.values() if self._is_ready(sequence)]
-            plan = schedule(
-                [self._candidate(sequence, now_ns) for sequence in self._running.values()],
-                [self._candidate(sequence, now_ns) for sequence in ready],
-                self._kv.num_available,
-                self._step_limits,
-            )
-            try:
-                return self._apply(plan)
-            except OutOfPages:
-                # A load took pages since they were counted; what running ones were given is counted next time.
-                self._take_back(plan)
-        return []
-
-    def _is_ready(self, sequence: Sequence) -> bool:
-        key = sequence.request.adapter_key
-        return key is None or self._residents.get(key) is not None
-
-    def _apply(self, plan: StepPlan) -> list[Part]:
-        for order in plan.preempted:
-            sequence = self._running.pop(order)
-            self._kv.release(sequence)
-            self._waiting[order] = sequence
-        parts = []
-        for chunk in plan.chunks:
-            sequence = self._running.get(chunk.order) or self._waiting[chunk.order]
-            if not sequence.num_reserved_tokens:
-                # The plan counted on computing all of it, so whatever is found only makes it need less.
-                self._kv.attach(sequence)
-            num_tokens = min(chunk.num_tokens, len(sequence.tokens) - sequence.num_cached_tokens)
-            self._kv.reserve(sequence, sequence.num_cached_tokens + num_tokens)
-            parts.append(Part(sequence, num_tokens))
-        for part in parts:
-            self._waiting.pop(part.sequence.order, None)
-            self._running[part.sequence.order] = part.sequence
-        return parts
-
-    def _take_back(self, plan: StepPlan) -> None:
-        """Free the pages of those that ``plan`` was to let in.
-
-        Only running sequences are ever preempted, so pages left with a waiting one could keep the oldest from
-        advancing for good.
-        """
-        for chunk in plan.chunks:
-            if (sequence := self._waiting.get(chunk.order)) is not None and sequence.num_reserved_tokens:
-                self._kv.release(sequence)
+            if (cancelled := self._roster.find(order)) is not None:
+                self._end(cancelled, FinishReason.CANCELLED, now_ns, events)
 
     def _run(self, parts: list[Part], events: list[StepEvent]) -> None:
         start_ns = time.monotonic_ns()
@@ -303,9 +224,9 @@ class Engine:
             part.sequence.prompt_logprobs += found
         for part in packed.parts:
             sequence = part.sequence
-            self._kv.computed(sequence, part.num_tokens)
+            self._roster.kv.computed(sequence, part.num_tokens)
             num_answered = int(part.is_sampled)
-            self._shares.charge(sequence.request.tenant_id, part.num_tokens - num_answered, num_answered)
+            self._roster.shares.charge(sequence.request.tenant_id, part.num_tokens - num_answered, num_answered)
             if not sequence.is_started:
                 events.append(self._started(sequence, now_ns))
         for sequence in [part.sequence for part in packed.parts if part.sequence.is_scored]:
@@ -345,26 +266,8 @@ class Engine:
         events.append(sequence.failed(refusal))
 
     def _drop(self, sequence: Sequence, duration_s: float | None) -> None:
-        """Forget a sequence and give back all that it held."""
-        self._running.pop(sequence.order, None)
-        self._waiting.pop(sequence.order, None)
-        self._kv.release(sequence)
-        self._shares.left(sequence.request.tenant_id)
-        if sequence.request.adapter_key is not None:
-            self._residents.unpin(sequence.request.adapter_key)
+        self._roster.left(sequence)
         self._intake.ended(sequence, duration_s)
-
-    def _candidate(self, sequence: Sequence, now_ns: int) -> Candidate:
-        return Candidate(
-            order=sequence.order,
-            tenant_id=sequence.request.tenant_id,
-            num_tokens=len(sequence.tokens),
-            num_cached_tokens=sequence.num_cached_tokens,
-            num_reserved_tokens=sequence.num_reserved_tokens,
-            num_pages=sum(len(run.pages) for run in sequence.runs),
-            served=self._shares.served(sequence.request.tenant_id),
-            is_overdue=not sequence.is_started and now_ns - sequence.submitted_ns > _PATIENCE_NS,
-        )
 
 
 def _not_a_number(sequence: Sequence) -> Refusal:
