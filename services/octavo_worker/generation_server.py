@@ -12,7 +12,6 @@ from opentelemetry import trace
 
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
-from octavo_shared.clock import now_ms
 from octavo_shared.errors import (
     AdapterUnavailable,
     BaseMismatch,
@@ -24,7 +23,7 @@ from octavo_shared.errors import (
     Refusal,
     WorkerLost,
 )
-from octavo_shared.messages.generation import Busy, Cancel, Failed, Generate, GenerationEvent, Lease, Tier, TokenChunk
+from octavo_shared.messages.generation import Busy, Cancel, Generate, GenerationEvent, Lease, Tier
 from octavo_shared.references import AdapterId, Fingerprint, WorkerId
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
@@ -37,6 +36,7 @@ from octavo_worker.engine.sequence import (
     StepEvent,
     TokensDecoded,
 )
+from octavo_worker.leases import GatewayLeases
 from octavo_worker.open_request import OpenRequest, open_span
 from octavo_worker.settings import Cadence
 
@@ -78,7 +78,7 @@ class GenerationServer:
         self._num_open_max = num_open_max
         self._cadence = cadence
         self._open: dict[str, OpenRequest] = {}
-        self._heard_ms: dict[str, float] = {}
+        self._leases = GatewayLeases(cadence.lease_timeout_ms)
         self._failing: set[asyncio.Task[None]] = set()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
@@ -91,7 +91,7 @@ class GenerationServer:
 
     async def subscribe(self) -> None:
         """Begin to take requests."""
-        await self._bus.serve(subjects.LEASE, Lease, self.lease)
+        await self._bus.serve(subjects.LEASE, Lease, self._leases.renew)
         await self._bus.serve(subjects.worker(self._worker_id, "cancel"), Cancel, self.cancel)
         await self._bus.subscribe(subjects.worker(self._worker_id, "generate"), self.generate)
 
@@ -104,7 +104,7 @@ class GenerationServer:
             return
         if not message.reply:
             return
-        self._heard_ms[generate.gateway_id] = now_ms()
+        self._leases.heard(generate.gateway_id)
         adapter = generate.adapter
         found = self._loader.find((adapter.adapter_id, adapter.digest)) if adapter else Tier.BASE
         request = OpenRequest(generate, message.reply, found, trace.INVALID_SPAN)
@@ -136,22 +136,9 @@ class GenerationServer:
         for request in [r for r in self._open.values() if r.generate.request_id == cancel.request_id]:
             self._engine.cancel(request.engine_id)
 
-    async def lease(self, lease: Lease) -> None:
-        """A gateway lives."""
-        if lease.gateway_id in self._heard_ms:
-            self._heard_ms[lease.gateway_id] = now_ms()
-
     async def watch_leases(self) -> None:
         """Stop generating for gateways that have gone silent; runs until cancelled."""
-        while True:
-            await asyncio.sleep(self._cadence.lease_timeout_ms / 10_000)
-            horizon_ms = now_ms() - self._cadence.lease_timeout_ms
-            silent = {gateway_id for gateway_id, heard_ms in self._heard_ms.items() if heard_ms < horizon_ms}
-            for request in [r for r in self._open.values() if r.generate.gateway_id in silent]:
-                log.warning("gateway_silent", request_id=request.generate.request_id)
-                self._engine.cancel(request.engine_id)
-            for gateway_id in silent:
-                del self._heard_ms[gateway_id]
+        await self._leases.watch(self._cancel_for)
 
     async def deliver(self, events: Sequence[StepEvent]) -> None:
         """Send what one step brought, in order. Of attempts that have ended here already, nothing is sent."""
@@ -169,21 +156,14 @@ class GenerationServer:
                     await self._send(request, request.started(self._worker_id, event.timings))
                 case TokensDecoded():
                     metrics.TOKENS.inc(len(event.tokens))
-                    chunk = TokenChunk(
-                        request.generate.request_id,
-                        request.generate.attempt,
-                        event.first_index,
-                        event.tokens,
-                        event.logprobs,
-                    )
-                    await self._send(request, chunk)
+                    await self._send(request, request.chunk(event))
                 case SequenceFinished():
                     request.take_load()
                     self._close(request, event.reason.value, event)
                     await self._send(request, request.finished(event))
                 case SequenceFailed():
                     self._close(request, event.refusal.code, refusal=event.refusal)
-                    await self._send(request, self._failed(request, event.refusal))
+                    await self._send(request, request.failed(event.refusal))
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what is new and wait for what runs; what is left after ``grace_s`` goes on at another worker."""
@@ -205,6 +185,11 @@ class GenerationServer:
         for request in ending:
             await self._fail(request, error)
         return len(ending)
+
+    def _cancel_for(self, gateway_ids: set[str]) -> None:
+        for request in [r for r in self._open.values() if r.generate.gateway_id in gateway_ids]:
+            log.warning("gateway_silent", request_id=request.generate.request_id)
+            self._engine.cancel(request.engine_id)
 
     def _accept(self, request: OpenRequest) -> None:
         key, adapter = request.key, request.generate.adapter
@@ -267,7 +252,7 @@ class GenerationServer:
         refusal = error.refusal()
         self._close(request, refusal.code, refusal=refusal)
         self._engine.cancel(request.engine_id)
-        await self._send(request, self._failed(request, refusal))
+        await self._send(request, request.failed(refusal))
 
     def _close(
         self,
@@ -303,14 +288,11 @@ class GenerationServer:
     def _busy(self, request: OpenRequest) -> Busy:
         reason = "draining" if self.is_draining else "queue is full"
         metrics.REQUESTS.labels("busy").inc()
-        return Busy(request.generate.request_id, request.generate.attempt, reason)
-
-    def _failed(self, request: OpenRequest, refusal: Refusal) -> Failed:
-        return Failed(request.generate.request_id, request.generate.attempt, refusal)
+        return request.busy(reason)
 
     async def _refuse(self, request: OpenRequest, error: OctavoError) -> None:
         metrics.REQUESTS.labels(error.code).inc()
-        await self._send(request, self._failed(request, error.refusal()))
+        await self._send(request, request.failed(error.refusal()))
 
     async def _send(self, request: OpenRequest, event: GenerationEvent) -> None:
         # Without NATS nobody can hear it; the gateway notices the gap by the chunks' numbers.

@@ -9,12 +9,12 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from octavo_shared.errors import Refusal
-from octavo_shared.messages.generation import Finished, Generate, Started, Tier, Timings
+from octavo_shared.messages.generation import Busy, Failed, Finished, Generate, Started, Tier, Timings, TokenChunk
 from octavo_shared.references import WorkerId
 from octavo_shared.telemetry import tracer
 from octavo_worker.adapters.host_cache import PackKey
 from octavo_worker.adapters.loader import Loaded
-from octavo_worker.engine.sequence import SequenceFinished, SequenceRequest, SequenceTimings
+from octavo_worker.engine.sequence import SequenceFinished, SequenceRequest, SequenceTimings, TokensDecoded
 from octavo_worker.engine.sequence import Span as Stretch
 
 
@@ -73,6 +73,12 @@ class OpenRequest:
             timings=self._timings(timings),
         )
 
+    def chunk(self, event: TokensDecoded) -> TokenChunk:
+        """Return the message that brings what a step decoded."""
+        return TokenChunk(
+            self.generate.request_id, self.generate.attempt, event.first_index, event.tokens, event.logprobs
+        )
+
     def finished(self, event: SequenceFinished) -> Finished:
         """Return the message that ends this attempt well."""
         return Finished(
@@ -85,6 +91,14 @@ class OpenRequest:
             num_cached_tokens=event.num_reused_tokens,
             prompt_logprobs=np.array(event.prompt_logprobs, dtype="<f4").tobytes(),
         )
+
+    def failed(self, refusal: Refusal) -> Failed:
+        """Return the message that ends this attempt with an error."""
+        return Failed(self.generate.request_id, self.generate.attempt, refusal)
+
+    def busy(self, reason: str) -> Busy:
+        """Return the message that sends this attempt to another worker."""
+        return Busy(self.generate.request_id, self.generate.attempt, reason)
 
     def end_span(self, event: SequenceFinished | None, refusal: Refusal | None) -> None:
         """End ``worker.generate``, and record prefill and decode below it from the times that the engine noted."""

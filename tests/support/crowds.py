@@ -13,7 +13,7 @@ from octavo_shared.pack import PackHeader, digest_of, read_header
 from octavo_shared.references import AdapterId, TenantId
 from octavo_worker.adapters.pages import Arena, OutOfPages
 from octavo_worker.adapters.residents import AdapterKey
-from octavo_worker.engine import engine as engine_module
+from octavo_worker.engine import forward, roster
 from octavo_worker.engine.choosing import Chosen
 from octavo_worker.engine.engine import Engine, EngineLimits
 from octavo_worker.engine.scheduler import Candidate, StepLimits, StepPlan
@@ -111,7 +111,7 @@ class Watch:
 @contextlib.contextmanager
 def watched(steps_kept: Watch) -> Iterator[Watch]:
     """Fill ``steps_kept`` inside the block, at the two places where the engine asks what to run and what to say."""
-    choose, plan = engine_module.choose_tokens, engine_module.schedule
+    choose, plan = forward.choose_tokens, roster.schedule
 
     def choose_tokens(logits: Tensor, sequences: Sequence[EngineSequence]) -> Chosen:
         names = [(one.request.request_id, one.num_answer_tokens) for one in sequences]
@@ -127,8 +127,8 @@ def watched(steps_kept: Watch) -> Iterator[Watch]:
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "choose_tokens", choose_tokens)
-        patch.setattr(engine_module, "schedule", schedule)
+        patch.setattr(forward, "choose_tokens", choose_tokens)
+        patch.setattr(roster, "schedule", schedule)
         yield steps_kept
 
 

@@ -5,27 +5,21 @@ import math
 import time
 from dataclasses import dataclass
 
-import torch
-
 from octavo_shared.errors import AdapterRefused, InternalError, Refusal
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
 from octavo_shared.references import AdapterId
 from octavo_shared.telemetry import log
 from octavo_worker.adapters.pages import Arena
-from octavo_worker.adapters.placement import Placement
 from octavo_worker.adapters.residents import AdapterKey, Residents
-from octavo_worker.engine import batch
 from octavo_worker.engine.acceptance import check_request
-from octavo_worker.engine.batch import Batch, Part
-from octavo_worker.engine.choosing import Chosen, choose_tokens
+from octavo_worker.engine.batch import Part
+from octavo_worker.engine.forward import ForwardPass, Outcome
 from octavo_worker.engine.guides import Guides
 from octavo_worker.engine.intake import Intake
-from octavo_worker.engine.logits import scores_of
 from octavo_worker.engine.roster import Roster
 from octavo_worker.engine.scheduler import NUM_STEP_TOKENS_MAX, StepLimits
 from octavo_worker.engine.sequence import Sequence, SequenceRequest, SequenceStarted, StepEvent, TokensDecoded
-from octavo_worker.engine.slots import SlotTables
 from octavo_worker.model.base import BaseModel
 
 
@@ -82,7 +76,7 @@ class Engine:
         self._intake = Intake(limits.num_waiting_max, limits.num_running_max)
         # Touched by the stepping thread only.
         self._roster = Roster(arena, self._residents, self._step_limits)
-        self._slots = SlotTables(tuple(base.manifest.modules), base.device)
+        self._forward = ForwardPass(base, arena, self._residents)
 
     # Any thread.
 
@@ -190,35 +184,19 @@ class Engine:
         for part in parts:
             part.sequence.first_step_ns = part.sequence.first_step_ns or start_ns
         try:
-            packed, chosen, scores = self._forward(parts)
+            outcome = self._forward.run(parts)
         except Exception:
             failure = InternalError()
             log.exception("step_failed", error_id=failure.fields["error_id"], num_sequences=len(parts))
             for part in parts:
                 self._fail(part.sequence, failure.refusal(), events)
             return
-        self._commit(packed, chosen, scores, events)
+        self._commit(outcome, events)
 
-    def _forward(self, parts: list[Part]) -> tuple[Batch, Chosen, list[list[float]]]:
-        adapters: dict[AdapterKey, Placement] = {}
-        for part in parts:
-            key = part.sequence.request.adapter_key
-            if key is not None and key not in adapters:
-                placement = self._residents.get(key)
-                assert placement is not None, "a pinned adapter was evicted"
-                adapters[key] = placement
-        with torch.inference_mode():
-            tables = self._slots.select(adapters)
-            slots = [self._slots.slot_of(part.sequence.request.adapter_key) for part in parts]
-            packed = batch.build(parts, slots, tables, self._arena.memory, self._base.kv_shape)
-            logits = self._base.logits(packed.inputs, packed.tokens, packed.positions, packed.rows)
-            num_sampled = len(packed.sampled)
-            chosen = choose_tokens(logits[:num_sampled], [part.sequence for part in packed.sampled])
-            return packed, chosen, scores_of(logits[num_sampled:], [part.scored_tokens for part in packed.scored])
-
-    def _commit(self, packed: Batch, chosen: Chosen, scores: list[list[float]], events: list[StepEvent]) -> None:
-        now_ns = time.monotonic_ns()
-        for part, found in zip(packed.scored, scores, strict=True):
+    def _commit(self, outcome: Outcome, events: list[StepEvent]) -> None:
+        """Give each sequence what was computed for it, and end those that are done."""
+        now_ns, packed, chosen = time.monotonic_ns(), outcome.batch, outcome.chosen
+        for part, found in zip(packed.scored, outcome.scores, strict=True):
             # One that was preempted computes again what it had told.
             del part.sequence.prompt_logprobs[part.sequence.num_cached_tokens :]
             part.sequence.prompt_logprobs += found
