@@ -3,21 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 from nats.aio.msg import Msg
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from octavo_shared import subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import (
-    AdapterUnavailable,
     BaseMismatch,
-    DeadlineExceeded,
     DependencyUnavailable,
-    InternalError,
     OctavoError,
     Overloaded,
     Refusal,
@@ -27,32 +22,24 @@ from octavo_shared.messages.generation import Busy, Cancel, Generate, Generation
 from octavo_shared.references import AdapterId, Fingerprint, WorkerId
 from octavo_shared.telemetry import log
 from octavo_worker import metrics
-from octavo_worker.adapters.loader import Loaded, Loader
+from octavo_worker.adapters.loader import Loader
 from octavo_worker.engine.sequence import (
     SequenceFailed,
     SequenceFinished,
-    SequenceRequest,
     SequenceStarted,
     StepEvent,
     TokensDecoded,
 )
 from octavo_worker.leases import GatewayLeases
 from octavo_worker.open_request import OpenRequest, open_span
+from octavo_worker.open_requests import Generator, OpenRequests
 from octavo_worker.settings import Cadence
 
 _LANDING_TIMEOUT_S = 1.0
 
 
-class Generator(Protocol):
-    """What this server asks of the engine; both are thread-safe and do not wait for a step."""
-
-    def submit(self, request: SequenceRequest) -> None: ...
-
-    def cancel(self, request_id: str) -> None: ...
-
-
 class GenerationServer:
-    """Open attempts of one worker. Belongs to the event loop.
+    """Answers attempts at requests. Belongs to the event loop.
 
     ``num_open_max`` bounds what is accepted; beyond it, and while draining, the answer is ``Busy``. A gateway
     from which neither a lease nor a request was heard for ``cadence.lease_timeout_ms`` counts as gone.
@@ -76,12 +63,9 @@ class GenerationServer:
         self._base = base
         self._base_name = base_name
         self._num_open_max = num_open_max
-        self._cadence = cadence
-        self._open: dict[str, OpenRequest] = {}
+        self._open = OpenRequests(engine, loader, cadence.order_grace_ms, self._spawn_fail)
         self._leases = GatewayLeases(cadence.lease_timeout_ms)
         self._failing: set[asyncio.Task[None]] = set()
-        self._is_empty = asyncio.Event()
-        self._is_empty.set()
         self.is_draining = False
         self.on_change: Callable[[], None] = lambda: None
 
@@ -108,7 +92,7 @@ class GenerationServer:
         adapter = generate.adapter
         found = self._loader.find((adapter.adapter_id, adapter.digest)) if adapter else Tier.BASE
         request = OpenRequest(generate, message.reply, found, trace.INVALID_SPAN)
-        attempts = [r for r in self._open.values() if r.generate.request_id == generate.request_id]
+        attempts = self._open.those(lambda other: other.generate.request_id == generate.request_id)
         if any(other.generate.attempt >= generate.attempt for other in attempts):
             return
         for older in attempts:
@@ -123,17 +107,19 @@ class GenerationServer:
                 return
         request.span = open_span(generate, self._worker_id, self._base_name)
         try:
-            self._accept(request)
+            self._open.enter(request)
         except Overloaded:
             request.end_span(None, None)
             await self._send(request, self._busy(request))
         except OctavoError as error:
             request.end_span(None, error.refusal())
             await self._refuse(request, error)
+        else:
+            self.on_change()
 
     async def cancel(self, cancel: Cancel) -> None:
         """End every open attempt at a request; idempotent."""
-        for request in [r for r in self._open.values() if r.generate.request_id == cancel.request_id]:
+        for request in self._open.those(lambda one: one.generate.request_id == cancel.request_id):
             self._engine.cancel(request.engine_id)
 
     async def watch_leases(self) -> None:
@@ -170,69 +156,26 @@ class GenerationServer:
         self.is_draining = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await self._is_empty.wait()
+                await self._open.wait_until_empty()
         await self.abandon()
 
     async def abandon(self) -> None:
         """Give up every open attempt with an error that makes its gateway fail over."""
         self.is_draining = True
-        for request in list(self._open.values()):
+        for request in self._open.those():
             await self._fail(request, WorkerLost(request.generate.attempt + 1))
 
     async def end_requests(self, error: OctavoError, adapter_id: AdapterId | None = None) -> int:
         """End the open attempts with an adapter (None: with any) with ``error``; returns how many there were."""
-        ending = [r for r in self._open.values() if r.key is not None and adapter_id in (None, r.key[0])]
+        ending = self._open.those(lambda one: one.key is not None and adapter_id in (None, one.key[0]))
         for request in ending:
             await self._fail(request, error)
         return len(ending)
 
     def _cancel_for(self, gateway_ids: set[str]) -> None:
-        for request in [r for r in self._open.values() if r.generate.gateway_id in gateway_ids]:
+        for request in self._open.those(lambda one: one.generate.gateway_id in gateway_ids):
             log.warning("gateway_silent", request_id=request.generate.request_id)
             self._engine.cancel(request.engine_id)
-
-    def _accept(self, request: OpenRequest) -> None:
-        key, adapter = request.key, request.generate.adapter
-        if key is not None:
-            self._loader.check_not_erased(key[0])
-        # Pinned before it is submitted: from here on it is in use, though it may still have to be loaded.
-        if key is not None:
-            self._loader.pin(key)
-        try:
-            self._engine.submit(request.sequence_request())
-        except BaseException:
-            if key is not None:
-                self._loader.unpin(key)
-            raise
-        self._open[request.engine_id] = request
-        self._is_empty.clear()
-        loop = asyncio.get_running_loop()
-        budget_ms = request.generate.budget_ms
-        request.deadline = loop.call_later(
-            budget_ms / 1e3, lambda: self._spawn_fail(request, DeadlineExceeded(budget_ms))
-        )
-        if adapter is not None and request.found is not Tier.RESIDENT:
-            token = otel_context.attach(trace.set_span_in_context(request.span))
-            try:
-                request.load = asyncio.create_task(
-                    self._loader.load_when_ordered(adapter, self._cadence.order_grace_ms), name="load for request"
-                )
-            finally:
-                otel_context.detach(token)
-            request.load.add_done_callback(lambda load: self._on_loaded(request, load))
-        self.on_change()
-
-    def _on_loaded(self, request: OpenRequest, load: asyncio.Task[Loaded]) -> None:
-        if load.cancelled():
-            error: OctavoError = AdapterUnavailable("the worker stops")
-        elif (problem := load.exception()) is None:
-            return
-        elif isinstance(problem, OctavoError):
-            error = problem
-        else:
-            error = InternalError()
-            log.error("load_failed", error_id=error.fields["error_id"], exc_info=problem)
-        self._spawn_fail(request, error)
 
     async def _land(self, request: OpenRequest) -> None:
         # The engine may begin as soon as the rows are there, a moment before the load's task has ended.
@@ -241,13 +184,13 @@ class GenerationServer:
             request.take_load()
 
     def _spawn_fail(self, request: OpenRequest, error: OctavoError) -> None:
-        if request.engine_id in self._open:
+        if request in self._open:
             task = asyncio.create_task(self._fail(request, error), name="fail request")
             self._failing.add(task)
             task.add_done_callback(self._failing.discard)
 
     async def _fail(self, request: OpenRequest, error: OctavoError) -> None:
-        if self._open.get(request.engine_id) is not request:
+        if request not in self._open:
             return
         refusal = error.refusal()
         self._close(request, refusal.code, refusal=refusal)
@@ -261,28 +204,7 @@ class GenerationServer:
         event: SequenceFinished | None = None,
         refusal: Refusal | None = None,
     ) -> None:
-        del self._open[request.engine_id]
-        if request.deadline is not None:
-            request.deadline.cancel()
-        if request.load is not None and not request.load.done():
-            # Only this request's wait ends; the load itself goes on for others, or as a prefetch.
-            request.load.cancel()
-        if request.key is not None:
-            self._loader.unpin(request.key)
-        else:
-            self._loader.room_changed()
-        if not self._open:
-            self._is_empty.set()
-        request.end_span(event, refusal)
-        metrics.REQUESTS.labels(outcome).inc()
-        log.info(
-            "attempt_ended",
-            request_id=request.generate.request_id,
-            attempt=request.generate.attempt,
-            outcome=outcome,
-            tier=request.found.value,
-            num_tokens=event.num_completion_tokens if event else 0,
-        )
+        self._open.leave(request, outcome, event, refusal)
         self.on_change()
 
     def _busy(self, request: OpenRequest) -> Busy:

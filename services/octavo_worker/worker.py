@@ -27,8 +27,9 @@ from octavo_worker.adapters.packs import PackTiers
 from octavo_worker.engine.engine import EngineLoad
 from octavo_worker.engine_thread import EngineThread, Steps
 from octavo_worker.erasing import Eraser
-from octavo_worker.generation_server import GenerationServer, Generator
+from octavo_worker.generation_server import GenerationServer
 from octavo_worker.heartbeat import Heartbeats
+from octavo_worker.open_requests import Generator
 from octavo_worker.orders import Orders
 from octavo_worker.settings import Cadence, WorkerSettings
 
