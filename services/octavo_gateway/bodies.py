@@ -6,15 +6,16 @@ from typing import TypeVar
 import msgspec
 
 from octavo_shared.errors import BodyTooLarge, InvalidRequest
+from octavo_shared.json_faults import Fault, fault_of
 
 T = TypeVar("T")
 
 BODY_BYTES_MAX = 1024 * 1024
 """Of a JSON body, from wherever it came. Decoding holds the event loop, so this bounds for how long."""
 
-_AT = re.compile(r"(?P<problem>.*?)(?: - at `(?:key in )?\$(?P<path>.*?)`)?\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`\Z", re.DOTALL)
+_OTHER_NAME = re.compile(r"Invalid enum value '(?P<name>.*)'\Z", re.DOTALL)
 _FIELD_CHARS_MAX = 80
 
 
@@ -29,21 +30,21 @@ def decode_body(raw: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
+        raise _named(fault_of(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest("body", f"is not valid JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("body", "is nested too deeply") from None
 
 
-def _named(text: str) -> InvalidRequest:
-    match = _AT.match(text)
-    problem, path = (match["problem"], match["path"] or "") if match else (text, "")
-    path = path.removeprefix(".")
-    if unknown := _UNKNOWN.match(problem):
+def _named(fault: Fault) -> InvalidRequest:
+    path, problem = fault.path.removeprefix("."), fault.problem
+    if unknown := _UNKNOWN.match(problem) or (fault.is_key and _OTHER_NAME.match(problem)):
         return InvalidRequest(_join(path, unknown["name"]), "is not a known parameter")
     if missing := _MISSING.match(problem):
         return InvalidRequest(_join(path, missing["name"]), "is required")
+    if fault.is_key:
+        return InvalidRequest(path or "body", f"has a member whose name is wrong: {problem}")
     return InvalidRequest(path or "body", f"has a wrong type or value: {problem}")
 
 

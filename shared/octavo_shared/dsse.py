@@ -6,7 +6,6 @@ makes equal values equal bytes. An envelope itself has exactly one encoding here
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
@@ -21,6 +20,7 @@ from octavo_shared.envelopes import Envelope as Envelope
 from octavo_shared.envelopes import Signature as Signature
 from octavo_shared.envelopes import decoded
 from octavo_shared.errors import InvalidRequest
+from octavo_shared.json_faults import fault_of
 
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 """The ``payloadType`` of in-toto statements."""
@@ -28,7 +28,6 @@ STATEMENT_TYPE = "application/vnd.in-toto+json"
 ENVELOPE_BYTES_MAX = 32 * 1024
 _SIGNATURES_MAX = 4
 _SIGNATURE_BYTES = 64
-_AT = re.compile(r"(?P<problem>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*?)`)?\Z", re.DOTALL)
 _ECHOED_CHARS_MAX = 160
 
 T = TypeVar("T")
@@ -160,10 +159,9 @@ def parse_json(data: bytes, kind: type[T], field: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        found = _AT.match(str(error))
-        assert found is not None, "it matches everything"
+        fault = fault_of(error)
         # What is echoed comes from the caller, and never at any length.
-        where = (field + (found["path"] or ""))[:_ECHOED_CHARS_MAX]
-        raise InvalidRequest(where, f"is not as it must be: {found['problem'][:_ECHOED_CHARS_MAX]}") from None
+        where = (field + fault.path)[:_ECHOED_CHARS_MAX]
+        raise InvalidRequest(where, f"is not as it must be: {fault.problem[:_ECHOED_CHARS_MAX]}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(field, "is not JSON") from None
