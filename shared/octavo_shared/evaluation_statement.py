@@ -4,24 +4,13 @@ Its subject is the pack that was evaluated, as in statements of provenance.
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated
 
 import msgspec
 
-from octavo_shared import dsse
+from octavo_shared import dsse, intoto
 from octavo_shared.errors import ProvenanceRefused
-from octavo_shared.intoto import (
-    STATEMENT_TYPE,
-    Count,
-    DigestSet,
-    Resource,
-    Strict,
-    Subject,
-    Text,
-    parse_statement,
-    subject_of,
-)
+from octavo_shared.intoto import Count, DigestSet, Moment, Resource, Strict, Text, moment
 from octavo_shared.messages.evaluation import SCORES_MAX, Evaluation, Metric
 
 PREDICATE_TYPE = "urn:octavo:adapter-evaluation:1"
@@ -46,35 +35,31 @@ class Predicate(Strict, frozen=True, rename="camel"):
     """``base`` is the one that the answers came from."""
 
     evaluated_by: Text
-    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    at: Moment
     base: Resource
     suite: Suite
     scores: Annotated[tuple[SignedScore, ...], msgspec.Meta(min_length=1, max_length=SCORES_MAX)]
 
 
-class Statement(Strict, frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
-    type: str
-    subject: tuple[Subject, ...]
-    predicate_type: str
-    predicate: Predicate
+Statement = intoto.Statement[Predicate]
 
 
 def build(adapter: str, made: Evaluation) -> bytes:
     """Return the payload that says what ``made`` says of a revision of ``adapter``."""
     predicate = Predicate(
         evaluated_by=made.evaluator,
-        at=datetime.fromtimestamp(made.at_ms // 1000, UTC),
+        at=moment(made.at_ms),
         base=Resource(DigestSet.of(made.base)),
         suite=Suite(made.suite, DigestSet.of(made.suite_digest)),
         scores=tuple(SignedScore(score.metric, score.value, score.num_items) for score in made.scores),
     )
-    statement = Statement(STATEMENT_TYPE, subject_of(adapter, made.digest), PREDICATE_TYPE, predicate)
+    statement = intoto.statement_of(adapter, made.digest, PREDICATE_TYPE, predicate)
     return dsse.encode_json(statement)
 
 
 def parse(payload: bytes) -> Statement:
     """Return the statement that ``payload`` is; raises ``InvalidRequest`` that names what is wrong with it."""
-    return parse_statement(payload, Statement, PREDICATE_TYPE)
+    return intoto.parse_statement(payload, Statement, PREDICATE_TYPE)
 
 
 def check_made(statement: Statement, adapter: str, made: Evaluation) -> None:

@@ -4,7 +4,8 @@ Whatever is wrong in one is refused by the name of its field.
 """
 
 import json
-from typing import Annotated, Any, Protocol, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 
@@ -17,6 +18,7 @@ FIELD = "statement"
 _FIELD_CHARS_MAX = 80
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -47,26 +49,29 @@ class Subject(Strict, frozen=True):
     digest: DigestSet
 
 
-def subject_of(adapter: str, digest: Digest) -> tuple[Subject]:
-    """Return the one subject of our statements: the pack, as ``tenant/adapter`` and the digest of its bytes."""
-    return (Subject(adapter, DigestSet.of(digest)),)
+def moment(at_ms: int) -> datetime:
+    """Return a time in the form of our statements: whole seconds, in UTC."""
+    return datetime.fromtimestamp(at_ms // 1000, UTC)
 
 
-class AnyStatement(Protocol):
-    """What all statements have; ``predicate`` differs."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def subject(self) -> tuple[Subject, ...]: ...
-    @property
-    def predicate_type(self) -> str: ...
+P = TypeVar("P", bound=Strict)
 
 
-S = TypeVar("S", bound=AnyStatement)
+class Statement(Strict, Generic[P], frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
+    """``predicate`` is what is said of the subject, in the form that ``predicate_type`` names."""
+
+    type: str
+    subject: tuple[Subject, ...]
+    predicate_type: str
+    predicate: P
 
 
-def parse_statement(payload: bytes, kind: type[S], predicate_type: str) -> S:
+def statement_of(adapter: str, digest: Digest, predicate_type: str, predicate: P) -> Statement[P]:
+    """Return a statement whose one subject is the pack: ``tenant/adapter`` and the digest of its bytes."""
+    return Statement(STATEMENT_TYPE, (Subject(adapter, DigestSet.of(digest)),), predicate_type, predicate)
+
+
+def parse_statement(payload: bytes, kind: type[Statement[P]], predicate_type: str) -> Statement[P]:
     """Return the statement that ``payload`` is; raises ``InvalidRequest`` that names what is wrong with it."""
     statement = dsse.parse_json(payload, kind, FIELD)
     for field, said, wanted in (

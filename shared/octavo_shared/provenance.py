@@ -6,26 +6,14 @@ and whatever is wrong in one is refused by the name of its field.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
-from octavo_shared import dsse
+from octavo_shared import dsse, intoto
 from octavo_shared.errors import InvalidRequest, ParentMoved, ProvenanceRefused
-from octavo_shared.intoto import (
-    FIELD,
-    STATEMENT_TYPE,
-    Count,
-    DigestSet,
-    Resource,
-    Strict,
-    Subject,
-    Text,
-    parse_statement,
-    subject_of,
-)
+from octavo_shared.intoto import FIELD, Count, DigestSet, Moment, Resource, Strict, Text, moment
 from octavo_shared.lora_config import LoraConfig
 from octavo_shared.references import Digest, Fingerprint
 
@@ -94,7 +82,7 @@ class Predicate(Strict, frozen=True, rename="camel"):
 
     making: Making
     pushed_by: Text
-    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    at: Moment
     base: Resource
     parent: Resource | None = None
     data: Data | None = None
@@ -103,11 +91,7 @@ class Predicate(Strict, frozen=True, rename="camel"):
     code: Code | None = None
 
 
-class Statement(Strict, frozen=True, rename={"type": "_type", "predicate_type": "predicateType"}):
-    type: str
-    subject: tuple[Subject, ...]
-    predicate_type: str
-    predicate: Predicate
+Statement = intoto.Statement[Predicate]
 
 
 @dataclass(frozen=True)
@@ -128,7 +112,7 @@ def build(made: Made, at_ms: int, facts: Facts = _NOTHING) -> bytes:
     predicate = Predicate(
         making=Making.PUSH if made.config is not None else Making.BRANCH,
         pushed_by=made.pushed_by,
-        at=datetime.fromtimestamp(at_ms // 1000, UTC),
+        at=moment(at_ms),
         base=Resource(DigestSet.of(made.base)),
         parent=_resource(made.parent),
         data=Data(DigestSet.of(data.digest), data.rows) if data else None,
@@ -136,7 +120,7 @@ def build(made: Made, at_ms: int, facts: Facts = _NOTHING) -> bytes:
         hyperparameters=_parameters_of(made.config) | facts.hyperparameters,
         code=facts.code,
     )
-    statement = Statement(STATEMENT_TYPE, subject_of(made.adapter, made.digest), PREDICATE_TYPE, predicate)
+    statement = intoto.statement_of(made.adapter, made.digest, PREDICATE_TYPE, predicate)
     if facts is not _NOTHING:
         check_made(statement, made)
     return dsse.encode_json(statement)
@@ -144,7 +128,7 @@ def build(made: Made, at_ms: int, facts: Facts = _NOTHING) -> bytes:
 
 def parse(payload: bytes) -> Statement:
     """Return the statement that ``payload`` is; raises ``InvalidRequest`` that names what is wrong with it."""
-    statement = parse_statement(payload, Statement, PREDICATE_TYPE)
+    statement = intoto.parse_statement(payload, Statement, PREDICATE_TYPE)
     _check_hyperparameters(statement.predicate.hyperparameters)
     return statement
 
