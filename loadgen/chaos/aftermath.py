@@ -22,10 +22,10 @@ from octavo_shared.checkpoint import Signer
 from octavo_shared.errors import AdapterErased, AdapterUnavailable
 from octavo_shared.merkle import Tree
 from octavo_shared.messages.ledger import LedgerEvent
-from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.pack import digest_of
 from octavo_shared.references import AdapterId
-from octavo_shared.seal import SealBroken, open_sealed
+from octavo_shared.seal import SealBroken, open_sealed, sealed_size
 from octavo_shared.subjects import CHECKPOINT_STREAM
 
 _TOGETHER = 128
@@ -186,8 +186,9 @@ async def _check_packs(
         try:
             async with slots:
                 key = await keys.read(head.adapter_id)
-                pack = bytes(open_sealed(await store.read(place.object_key), key, place.context))
-        except (ObjectMissing, SealBroken, AdapterUnavailable, AdapterErased) as error:
+                sealed = await store.read(place.object_key, sealed_size(stored.revision.pack_bytes))
+                pack = bytes(open_sealed(sealed, key, place.context))
+        except (ObjectMissing, ObjectTooLarge, SealBroken, AdapterUnavailable, AdapterErased) as error:
             found.problems.append(f"the pack {place.object_key} of a revision cannot be had: {error!r}")
             return
         if digest_of(pack) != stored.revision.digest:

@@ -7,7 +7,7 @@ import msgspec
 from octavo_shared.bases import base_label
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.manifest import fetch_manifest
-from octavo_shared.objects import ObjectStore
+from octavo_shared.objects import ObjectStore, ObjectTooLarge
 from octavo_shared.references import Fingerprint
 
 _NAMES_MAX = 64
@@ -27,7 +27,7 @@ class BaseNames:
             try:
                 async with asyncio.timeout(_FETCH_TIMEOUT_S):
                     manifest = await fetch_manifest(self._store, base)
-            except (DependencyUnavailable, TimeoutError, msgspec.MsgspecError):
+            except (DependencyUnavailable, TimeoutError, msgspec.MsgspecError, ObjectTooLarge):
                 return base_label("", base)
             while len(self._names) >= _NAMES_MAX:
                 del self._names[next(iter(self._names))]

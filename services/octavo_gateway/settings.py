@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from octavo_shared.config import StoreSettings
+from octavo_shared.messages.pushing import UPLOAD_BYTES_MAX
 
 
 class GatewaySettings(StoreSettings, frozen=True, kw_only=True):
@@ -14,4 +15,4 @@ class GatewaySettings(StoreSettings, frozen=True, kw_only=True):
     num_in_flight_max: Annotated[int, Meta(ge=1, le=65_536)] = 256
     requests_per_s: Annotated[float, Meta(gt=0.0)] = 50.0
     requests_burst: Annotated[int, Meta(ge=1)] = 100
-    upload_bytes_max: Annotated[int, Meta(ge=1)] = 512 * 1024 * 1024
+    upload_bytes_max: Annotated[int, Meta(ge=1)] = UPLOAD_BYTES_MAX

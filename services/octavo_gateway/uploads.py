@@ -15,8 +15,8 @@ from litestar.types import Receive, Scope, Send
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import AdapterUnavailable, InvalidRequest, Overloaded, UploadTooLarge
 from octavo_shared.messages.generation import AdapterHandle
-from octavo_shared.objects import ObjectMissing, ObjectStore
-from octavo_shared.seal import SealBroken, Sealing, open_sealed, pack_context, staging_context
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
+from octavo_shared.seal import SealBroken, Sealing, open_sealed, pack_context, sealed_size, staging_context
 
 FILE_NAMES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -73,9 +73,11 @@ class Transfers:
         """
         with self._place():
             try:
-                sealed = await self._store.read(adapter.object_key)
+                sealed = await self._store.read(adapter.object_key, sealed_size(adapter.pack_bytes))
             except ObjectMissing as error:
                 raise AdapterUnavailable("its pack is not in object storage") from error
+            except ObjectTooLarge as error:
+                raise AdapterUnavailable("the stored pack was changed") from error
             try:
                 data = await asyncio.to_thread(_open, adapter, sealed, key)
             except SealBroken as broken:

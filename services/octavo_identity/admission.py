@@ -10,7 +10,7 @@ from octavo_identity.records import AdapterHead
 from octavo_shared.bases import labels_of
 from octavo_shared.errors import BaseNotServed, BaseUnknown, DependencyUnavailable, OctavoError
 from octavo_shared.manifest import fetch_manifest
-from octavo_shared.objects import ObjectStore
+from octavo_shared.objects import ObjectStore, ObjectTooLarge
 from octavo_shared.references import DIGEST_PATTERN, Fingerprint
 from octavo_shared.telemetry import log
 
@@ -37,7 +37,7 @@ class Admission:
             return book
         try:
             manifest = await fetch_manifest(self._store, fingerprint)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ObjectTooLarge):
             log.warning("base_manifest_damaged", base=text)
             manifest = None
         if manifest is None or manifest.fingerprint != fingerprint:

@@ -81,7 +81,7 @@ class Branching:
             return Change("branched", with_revision(new, stored, request.alias), f"from {chosen}", stored, statement)
 
         async with self._quotas.room(reference, target, revision.pack_bytes):
-            await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision.digest, target)
+            await self._staging.copy_pack(PackPlace.of(origin_head, origin), revision, target)
             begun = info(await self._desk.change(reference, key, request.idempotency_key, begin), key)
         return with_warnings(begun, await self._admission.warnings(revision.base))
 

@@ -110,7 +110,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 signers = Signers(heads, ids, dsse.Signer(own_seed))
                 await _retry(signers.ensure_registry)
                 desk = Desk(heads, ids, projection)
-                staging = Staging(store, keys)
+                staging = Staging(store, keys, upload_bytes_max=settings.upload_bytes_max)
                 statements = Statements(signers)
                 metering = Metering(heads, usage, projection)
                 quotas = QuotaKeeper(desk, metering, claims)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from octavo_shared.config import StoreSettings
+from octavo_shared.messages.pushing import UPLOAD_BYTES_MAX
 
 
 class IdentitySettings(StoreSettings, frozen=True, kw_only=True):
@@ -30,7 +31,7 @@ class IdentitySettings(StoreSettings, frozen=True, kw_only=True):
     vault_token_file: Path | None = None
     vault_mount: str = "transit"
     vault_ca_file: Path | None = None
-    upload_bytes_max: int = 512 * 1024 * 1024
+    upload_bytes_max: int = UPLOAD_BYTES_MAX
     num_replicas: int = 1
     """Replicas of the registry stream: 3 in production."""
     audit_events_per_s: Annotated[int, Meta(ge=0, le=1_000)] = 100

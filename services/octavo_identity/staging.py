@@ -12,13 +12,14 @@ from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.records import AdapterHead, StoredRevision
 from octavo_identity.validator import check_base
-from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest
+from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest, UploadTooLarge
 from octavo_shared.manifest import BaseManifest, fetch_base
-from octavo_shared.messages.pushing import Commit
-from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.messages.adapters import Revision
+from octavo_shared.messages.pushing import UPLOAD_BYTES_MAX, Commit
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.pack import digest_of
-from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId
-from octavo_shared.seal import Context, SealBroken, open_sealed, pack_context, seal, staging_context
+from octavo_shared.references import AdapterId, Fingerprint, TenantId
+from octavo_shared.seal import Context, SealBroken, open_sealed, pack_context, seal, sealed_size, staging_context
 from octavo_shared.telemetry import log
 
 CONFIG_FILE = "adapter_config.json"
@@ -57,9 +58,16 @@ class Staging:
     What is in object storage is sealed, always: an upload under a key of its own, a pack under its adapter's.
     """
 
-    def __init__(self, store: ObjectStore, keys: DataKeys, build_with: Build | None = None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: DataKeys,
+        build_with: Build | None = None,
+        upload_bytes_max: int = UPLOAD_BYTES_MAX,
+    ) -> None:
         self._store = store
         self._keys = keys
+        self._upload_bytes_max = upload_bytes_max
         self._pool = BuildPool()
         self._build_with = build_with or self._pool.build
         self._slots = asyncio.Semaphore(_BUILDS_MAX)
@@ -74,7 +82,8 @@ class Staging:
     async def build(self, commit: Commit) -> Built:
         """Return the pack of what was staged for ``commit``; nothing is stored yet.
 
-        Raises ``BaseMismatch``, ``AdapterRefused``, or ``InvalidRequest`` when a file was not uploaded.
+        Raises ``BaseMismatch``, ``AdapterRefused``, ``UploadTooLarge``, or ``InvalidRequest`` when a file was not
+        uploaded.
         """
         check_base(commit.declared_base, commit.served_base)
         if commit.dtype not in (None, "bf16"):
@@ -103,18 +112,22 @@ class Staging:
             raise InvalidRequest("upload_id", "names an upload that was committed or swept")
         try:
             config, weights = [
-                await self._open(f"staging/{upload_id}/{name}", key, staging_context(upload_id, name))
+                await self._open(
+                    f"staging/{upload_id}/{name}", self._upload_bytes_max, key, staging_context(upload_id, name)
+                )
                 for name in (CONFIG_FILE, WEIGHTS_FILE)
             ]
         except ObjectMissing as missing:
             problem = f"names an upload without both {CONFIG_FILE} and {WEIGHTS_FILE}"
             raise InvalidRequest("upload_id", problem) from missing
+        except ObjectTooLarge as large:
+            raise UploadTooLarge(limit_bytes=self._upload_bytes_max) from large
         except SealBroken as broken:
             raise InvalidRequest("upload_id", "names files that are not what was staged") from broken
         return config, weights
 
-    async def _open(self, object_key: str, key: bytes, context: Context) -> bytes:
-        sealed = await self._store.read(object_key)
+    async def _open(self, object_key: str, bytes_max: int, key: bytes, context: Context) -> bytes:
+        sealed = await self._store.read(object_key, sealed_size(bytes_max))
         return await asyncio.to_thread(lambda: bytes(open_sealed(sealed, key, context)))
 
     async def _base(self, fingerprint: Fingerprint) -> BaseManifest:
@@ -131,19 +144,20 @@ class Staging:
         sealed = await asyncio.to_thread(seal, pack, key, place.context)
         await self._store.write(place.object_key, sealed)
 
-    async def copy_pack(self, source: PackPlace, digest: Digest, target: PackPlace) -> None:
-        """Store the pack at ``source`` once more, sealed for ``target``.
+    async def copy_pack(self, source: PackPlace, revision: Revision, target: PackPlace) -> None:
+        """Store the pack of ``revision`` at ``source`` once more, sealed for ``target``.
 
-        Raises ``AdapterUnavailable`` when it is not what its digest says, and ``AdapterErased``.
+        Raises ``AdapterUnavailable`` when it is not what the revision's digest says, and ``AdapterErased``.
         """
         async with self._slots:
             try:
-                pack = await self._open(source.object_key, await self._keys.read(source.adapter_id), source.context)
+                key = await self._keys.read(source.adapter_id)
+                pack = await self._open(source.object_key, revision.pack_bytes, key, source.context)
             except ObjectMissing as missing:
                 raise AdapterUnavailable("its pack is not in object storage") from missing
-            except SealBroken as broken:
+            except (SealBroken, ObjectTooLarge) as broken:
                 raise AdapterUnavailable("the stored pack was changed") from broken
-            if await asyncio.to_thread(digest_of, pack) != digest:
+            if await asyncio.to_thread(digest_of, pack) != revision.digest:
                 raise AdapterUnavailable("the stored pack does not match its digest")
             await self.store_pack(target, pack)
 

@@ -6,8 +6,11 @@ The chat template and special tokens are inside the manifest. It is written last
 
 import msgspec
 
-from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.references import Fingerprint
+
+MANIFEST_BYTES_MAX = 16 * 1024 * 1024
+TOKENIZER_BYTES_MAX = 128 * 1024 * 1024
 
 
 class ModuleShape(msgspec.Struct, frozen=True):
@@ -49,7 +52,7 @@ async def publish_base(store: ObjectStore, manifest: BaseManifest, tokenizer_jso
     folder = _folder(manifest.fingerprint)
     try:
         published = await fetch_base(store, manifest.fingerprint)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ObjectTooLarge):
         raise ManifestConflict(f"{folder}/manifest.json is there and is not a base manifest") from None
     if published is None:
         await store.write(f"{folder}/tokenizer.json", tokenizer_json)
@@ -70,18 +73,22 @@ def _differing(
 
 
 async def fetch_base(store: ObjectStore, fingerprint: Fingerprint) -> tuple[BaseManifest, bytes] | None:
-    """Return a base's manifest and ``tokenizer.json``, or None when it was never published."""
+    """Return a base's manifest and ``tokenizer.json``, or None when it was never published.
+
+    Raises ``MsgspecError`` or ``ObjectTooLarge`` when what lies there was not published by us.
+    """
+    if (manifest := await fetch_manifest(store, fingerprint)) is None:
+        return None
     try:
-        manifest = await fetch_manifest(store, fingerprint)
-        return (manifest, await store.read(f"{_folder(fingerprint)}/tokenizer.json")) if manifest else None
+        return manifest, await store.read(f"{_folder(fingerprint)}/tokenizer.json", TOKENIZER_BYTES_MAX)
     except ObjectMissing:
         return None
 
 
 async def fetch_manifest(store: ObjectStore, fingerprint: Fingerprint) -> BaseManifest | None:
-    """Return a base's manifest alone, or None when it was never published."""
+    """Return a base's manifest alone, or None when it was never published; raises as ``fetch_base`` does."""
     try:
-        raw = await store.read(f"{_folder(fingerprint)}/manifest.json")
+        raw = await store.read(f"{_folder(fingerprint)}/manifest.json", MANIFEST_BYTES_MAX)
     except ObjectMissing:
         return None
     return msgspec.json.decode(raw, type=BaseManifest)

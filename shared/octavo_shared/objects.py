@@ -27,6 +27,14 @@ class ObjectMissing(Exception):
     """No object has this key."""
 
 
+class ObjectTooLarge(Exception):
+    """The object has more bytes than its reader takes; nothing of it is returned."""
+
+    def __init__(self, key: str, bytes_max: int) -> None:
+        super().__init__(f"the object {key} has more than {bytes_max} bytes")
+        self.bytes_max = bytes_max
+
+
 class ObjectStore:
     """Reads and writes whole objects. Keys are ours (ids and digests), never a user's names."""
 
@@ -61,18 +69,27 @@ class ObjectStore:
 
         await self._call(make)
 
-    async def read(self, key: str) -> bytes:
-        """Return the object's bytes; raises ``ObjectMissing`` or ``DependencyUnavailable``."""
-        return await self._call(lambda: self.read_blocking(key))
+    async def read(self, key: str, bytes_max: int) -> bytes:
+        """Return the object's bytes, never more than ``bytes_max`` of them.
 
-    def read_blocking(self, key: str) -> bytes:
-        """``read`` for callers that already are on a thread of their own."""
-        response = self._client.get_object(self._bucket, key)
-        try:
-            return bytes(response.read())
-        finally:
-            response.close()
-            response.release_conn()
+        Raises ``ObjectMissing``, ``ObjectTooLarge`` before more was read, or ``DependencyUnavailable``.
+        """
+
+        def read() -> bytes:
+            response = self._client.get_object(self._bucket, key)
+            try:
+                data = bytes(response.read(bytes_max + 1))
+                # One call may return less than there is; nothing is left after the last one.
+                while len(data) <= bytes_max and (more := response.read(bytes_max + 1 - len(data))):
+                    data += more
+            finally:
+                response.close()
+                response.release_conn()
+            if len(data) > bytes_max:
+                raise ObjectTooLarge(key, bytes_max)
+            return data
+
+        return await self._call(read)
 
     async def write(self, key: str, data: bytes) -> None:
         """Store ``data`` under ``key``, in one visible step."""

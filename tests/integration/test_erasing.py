@@ -282,7 +282,7 @@ async def test_no_byte_of_it_is_left_anywhere(tmp_path: Path, capfd: pytest.Capt
             for one in (handle, other):
                 assert (await rig.caller.ask(one)).finished
             await rig.worker.loader._packs.settle()
-            sealed = (await world.admin.store.read(handle.object_key))[64:128]
+            sealed = (await world.admin.store.read(handle.object_key, 1 << 24))[64:128]
             assert world.holding(sealed), "what is looked for below can be found"
             proof = await owner.ask("prove", reference="home/gull-notebook@1")
             event = proof.event.data[-64:]

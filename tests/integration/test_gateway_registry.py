@@ -46,7 +46,7 @@ async def test_push_is_staged_whole_and_committed_for_the_served_base(world: Wor
     for name, size in (("adapter_config.json", 100), ("adapter_model.safetensors", UPLOAD_BYTES_MAX)):
         stored = await world.http.put(f"{FOLDER}/{name}", content=pieces(size), headers=world.key())
         assert stored.json() == {"size_bytes": size}
-        sealed = await world.store.read(f"staging/{'u' * 16}/{name}")
+        sealed = await world.store.read(f"staging/{'u' * 16}/{name}", 1 << 24)
         assert len(open_sealed(sealed, key_for("u" * 16), staging_context("u" * 16, name))) == size
     committed = await world.http.post(
         "/v1/adapters/alice/diary/revisions",
@@ -73,7 +73,7 @@ async def test_upload_over_the_limit_is_413_and_leaves_nothing(world: World, is_
     response = await world.http.put(f"{FOLDER}/adapter_model.safetensors", content=content, headers=world.key())
     assert (response.status_code, response.json()["error"]["code"]) == (413, "upload_too_large")
     with pytest.raises(ObjectMissing):
-        await world.store.read(f"staging/{'u' * 16}/adapter_model.safetensors")
+        await world.store.read(f"staging/{'u' * 16}/adapter_model.safetensors", 1 << 24)
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from octavo_shared.errors import (
     NotPermitted,
     RevisionRetired,
 )
+from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.generation import AdapterHandle
 from octavo_shared.messages.keys import Role
 from octavo_shared.messages.lifecycle import Branch
 from octavo_shared.pack import digest_of
-from octavo_shared.references import Digest
 from support.identity_rig import Client, admission, data_keys, own_identity, parts, quota_keeper, statements
 
 
@@ -125,7 +125,7 @@ async def test_a_damaged_pack_is_not_branched(admin: Client) -> None:
     alice = await admin.new_key("home", "alice")
     await alice.push("home/diary")
     source = await handle(alice, "home/diary")
-    pack = await admin.store.read(source.object_key)
+    pack = await admin.store.read(source.object_key, 1 << 24)
     await admin.store.write(source.object_key, pack[:-1] + bytes([pack[-1] ^ 1]))
     with pytest.raises(AdapterUnavailable):
         await alice.ask("branch", source="home/diary", adapter="home/poems")
@@ -141,8 +141,8 @@ class RevokingStaging(Staging):
 
     owner: Client
 
-    async def copy_pack(self, source: PackPlace, digest: Digest, target: PackPlace) -> None:
-        await super().copy_pack(source, digest, target)
+    async def copy_pack(self, source: PackPlace, revision: Revision, target: PackPlace) -> None:
+        await super().copy_pack(source, revision, target)
         await self.owner.ask("revoke", adapter="home/diary", principal="bob@away")
 
 

@@ -48,7 +48,7 @@ async def test_what_is_stored_is_sealed_and_opens_with_the_adapters_key_alone(ad
     assert await unwrap(alice, first) == await unwrap(alice, second) != await unwrap(alice, poems)
     for adapter in (first, second, poems):
         assert len(await alice.pack_of(adapter)) == adapter.pack_bytes
-    sealed = await admin.store.read(first.object_key)
+    sealed = await admin.store.read(first.object_key, 1 << 24)
     assert b"q_proj" in await alice.pack_of(first)
     assert b"q_proj" not in sealed
     # The object of one revision or adapter where another's is expected is refused.
@@ -66,7 +66,7 @@ async def test_uploads_are_staged_under_a_key_that_goes_with_them(admin: Client)
     assert await alice.upload_key(upload_id) == key
     assert key != await alice.upload_key(await alice.stage("home/diary"))
     name = "adapter_config.json"
-    sealed = await admin.store.read(f"staging/{upload_id}/{name}")
+    sealed = await admin.store.read(f"staging/{upload_id}/{name}", 1 << 24)
     # A file that was put there by somebody else, or that was another one, makes no revision.
     await admin.store.write(f"staging/{upload_id}/adapter_model.safetensors", sealed)
     fields = {"adapter": "home/diary", "upload_id": upload_id, "served_base": "sha256:" + "0" * 64}

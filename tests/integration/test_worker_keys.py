@@ -40,7 +40,7 @@ async def test_the_disk_holds_what_is_sealed_and_no_key(rig: Rig, tmp_path: Path
     await evict(rig, handle, Tier.LOCAL)
     files = [path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(files) == 1
-    assert files[0] == await rig.store.read(handle.object_key)
+    assert files[0] == await rig.store.read(handle.object_key, 1 << 24)
     assert pack[100:132] not in files[0]
     assert key_for(handle.adapter_id) not in files[0]
     assert (await rig.caller.ask(handle)).started.tier is Tier.LOCAL

@@ -109,7 +109,9 @@ class Client:
     async def pack_of(self, adapter: AdapterHandle) -> bytes:
         """Return a pack from object storage, opened as a worker opens it."""
         context = pack_context(adapter.tenant_id, adapter.adapter_id, adapter.revision, adapter.base)
-        return bytes(open_sealed(await self.store.read(adapter.object_key), await self.unwrap(adapter), context))
+        return bytes(
+            open_sealed(await self.store.read(adapter.object_key, 1 << 24), await self.unwrap(adapter), context)
+        )
 
     async def unwrap(self, adapter: AdapterHandle) -> bytes:
         """Return the data key that a worker would get for the handle."""

@@ -9,7 +9,7 @@ import pytest
 
 from octavo_shared.errors import AdapterUnavailable, BaseMismatch
 from octavo_shared.messages.generation import AdapterHandle, Tier
-from octavo_shared.objects import ObjectStore
+from octavo_shared.objects import ObjectStore, ObjectTooLarge
 from octavo_shared.pack import digest_of
 from octavo_shared.references import Fingerprint
 from octavo_worker.adapters.disk_cache import DiskCache
@@ -29,8 +29,11 @@ class SwappingStore(ObjectStore):
     def __init__(self, *packs: bytes) -> None:
         self._packs = list(packs)
 
-    async def read(self, key: str) -> bytes:
-        return self._packs.pop(0) if len(self._packs) > 1 else self._packs[0]
+    async def read(self, key: str, bytes_max: int) -> bytes:
+        pack = self._packs.pop(0) if len(self._packs) > 1 else self._packs[0]
+        if len(pack) > bytes_max:
+            raise ObjectTooLarge(key, bytes_max)
+        return pack
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 
 from octavo_identity.building import Built, build, read_back
 from octavo_identity.staging import Staging
-from octavo_shared.errors import AdapterRefused, InvalidRequest
+from octavo_shared.errors import AdapterRefused, InvalidRequest, UploadTooLarge
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.pushing import Commit
 from octavo_shared.messages.requests import Credential
-from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.pack import digest_of
 from octavo_shared.seal import seal, staging_context
 from support.adapters import TINY_BASE, TINY_FINGERPRINT, config_json, tiny_weights
@@ -42,9 +42,11 @@ class MemoryStore(ObjectStore):
             "staging/upload/adapter_model.safetensors": staged("adapter_model.safetensors", tiny_weights()),
         }
 
-    async def read(self, key: str) -> bytes:
+    async def read(self, key: str, bytes_max: int) -> bytes:
         if key not in self.objects:
             raise ObjectMissing(key)
+        if len(self.objects[key]) > bytes_max:
+            raise ObjectTooLarge(key, bytes_max)
         self.num_uploads_read += key.endswith("model.safetensors")
         return self.objects[key]
 
@@ -97,3 +99,14 @@ async def test_a_build_that_fails_gives_its_slot_back() -> None:
             with pytest.raises(expected):
                 await asyncio.wait_for(staging.build(ORDER), 10)
         staging.close()
+
+
+async def test_a_staged_file_beyond_the_limit_is_not_read() -> None:
+    num_bytes = len(tiny_weights())
+    staging = Staging(MemoryStore(), MemoryKeys(["upload"]), upload_bytes_max=num_bytes)
+    assert (await staging.build(ORDER)).digest
+    staging.close()
+    staging = Staging(MemoryStore(), MemoryKeys(["upload"]), upload_bytes_max=num_bytes - 1)
+    with pytest.raises(UploadTooLarge, match=f"{num_bytes - 1} bytes"):
+        await staging.build(ORDER)
+    staging.close()

@@ -14,10 +14,10 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import AdapterRefused, AdapterUnavailable, BaseMismatch, DependencyUnavailable
 from octavo_shared.messages.generation import AdapterHandle, Tier
-from octavo_shared.objects import ObjectMissing, ObjectStore
+from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.pack import PackHeader, digest_of, read_header
 from octavo_shared.references import Fingerprint
-from octavo_shared.seal import SealBroken, open_sealed, pack_context
+from octavo_shared.seal import SealBroken, open_sealed, pack_context, sealed_size
 from octavo_shared.telemetry import log, tracer
 from octavo_worker.adapters.disk_cache import DiskCache
 from octavo_worker.adapters.host_cache import HostCache, PackKey
@@ -153,9 +153,11 @@ class PackTiers:
                 cause: Exception
                 try:
                     async with asyncio.timeout(_COLD_READ_TIMEOUT_S):
-                        return await self._store.read(handle.object_key)
+                        return await self._store.read(handle.object_key, sealed_size(handle.pack_bytes))
                 except ObjectMissing as error:
                     problem, cause = "object storage has no such pack", error
+                except ObjectTooLarge as error:
+                    problem, cause = "the stored pack was changed", error
                 except DependencyUnavailable as error:
                     problem, cause = "object storage does not answer", error
                 except TimeoutError as error:

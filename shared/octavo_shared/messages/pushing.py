@@ -6,6 +6,9 @@ from octavo_shared.envelopes import Envelope
 from octavo_shared.messages.requests import Request, Write
 from octavo_shared.references import Digest, Fingerprint
 
+UPLOAD_BYTES_MAX = 512 * 1024 * 1024
+"""Of one file, unless told otherwise."""
+
 
 class BeginUpload(Request, frozen=True, kw_only=True):
     """Ask for a staging place for a push to ``adapter`` (``tenant/name``)."""
