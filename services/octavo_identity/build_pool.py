@@ -55,6 +55,8 @@ class BuildPool:
                 raise
             self._give_back(child)
             if answer.refusal is not None:
+                if answer.bug:
+                    log.error("build_failed", error_id=answer.refusal.fields.get("error_id"), detail=answer.bug)
                 raise from_refusal(answer.refusal)
             built = read_back(os.pread(pack_file, os.fstat(pack_file).st_size, 0))
         if built.header.base != base.fingerprint:

@@ -38,10 +38,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``refusal`` says why there is no pack."""
+    """``refusal`` says why there is no pack; ``bug`` what went wrong, and where, when that is none of the upload's."""
 
     pack_bytes: int = 0
     refusal: Refusal | None = None
+    bug: str = ""
 
 
 def main() -> None:
@@ -76,12 +77,11 @@ def _answer(order_file: int, weights_file: int, pack_file: int) -> Answer:
         return Answer(refusal=refused.refusal())
     except MemoryError:
         return Answer(refusal=AdapterRefused("limits", "looking at it takes more memory than it may").refusal())
-    except Exception as error:  # The parent says that it is a bug; what went wrong stays here.
-        internal = InternalError()
+    except Exception as error:
+        # Its text may hold parts of the upload, which no log may.
         where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__} at {where.filename}:{where.lineno}"
-        print(f"build_failed error_id={internal.fields['error_id']} {what}", file=sys.stderr, flush=True)
-        return Answer(refusal=internal.refusal())
+        bug = f"{type(error).__name__} at {where.filename}:{where.lineno}"
+        return Answer(refusal=InternalError().refusal(), bug=bug)
 
 
 def _limit(weights_bytes: int) -> None:

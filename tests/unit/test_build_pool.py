@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from octavo_identity.build_pool import BuildPool
 from octavo_identity.building import build
@@ -37,6 +38,9 @@ def misbehave(order_file, weights_file, pack_file):
         os.pwrite(pack_file, b"no pack at all", 0)
         return Answer(14)
     if b"do-bug" in config: return Answer(refusal=Refusal("internal", "internal error 1", {}))
+    if b"do-raise" in config:
+        def build(*_): raise ValueError("what the upload holds")
+        build_process.build = build
     return answer(order_file, weights_file, pack_file)
 answer, build_process._answer = build_process._answer, misbehave
 build_process.main()
@@ -78,6 +82,17 @@ def test_what_a_process_claims_is_looked_at_again(pool: BuildPool) -> None:
         pool.build(config_json(revision="do-lie"), tiny_weights(), TINY_BASE, None)
     with pytest.raises(InternalError):
         pool.build(config_json(revision="do-bug"), tiny_weights(), TINY_BASE, None)
+
+
+def test_what_went_wrong_in_a_process_is_logged_under_the_id_that_the_caller_gets_and_without_the_upload(
+    pool: BuildPool,
+) -> None:
+    with capture_logs() as logs, pytest.raises(InternalError) as error:
+        pool.build(config_json(revision="do-raise"), tiny_weights(), TINY_BASE, None)
+    (line,) = [line for line in logs if line["event"] == "build_failed"]
+    assert line["error_id"] == error.value.fields["error_id"]
+    assert line["detail"].startswith("ValueError at ")
+    assert "what the upload holds" not in str(logs)
 
 
 def test_a_program_that_does_not_start_blames_no_upload() -> None:
