@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from bench.rig import Rig
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import PackKey
 from octavo_worker.model.base import load_base
 
 _ARENA_BYTES = 256 * 1024 * 1024
@@ -57,7 +57,7 @@ def check_float32(
 def check_alone(
     rig: Rig,
     prompts: Sequence[tuple[int, ...]],
-    keys: Sequence[AdapterKey | None],
+    keys: Sequence[PackKey | None],
     crowd: Sequence[tuple[int, ...]],
     num_alone: int,
 ) -> Verdict:

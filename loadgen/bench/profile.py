@@ -11,7 +11,7 @@ from bench.ceilings import PackedProducts, copy_gb_s, memcpy_ms
 from bench.rig import Rig, Run
 from octavo_shared.manifest import ModuleShape
 from octavo_shared.pack import digest_of, read_header
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import PackKey
 from octavo_worker.engine.engine import EngineLimits
 
 _NUM_LOADS = 8
@@ -30,13 +30,13 @@ class Case:
 
     name: str
     prompts: Sequence[tuple[int, ...]]
-    keys: Sequence[AdapterKey | None]
-    residents: Sequence[AdapterKey]
+    keys: Sequence[PackKey | None]
+    residents: Sequence[PackKey]
     schema: str = ""
 
 
 def case_of(
-    name: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[AdapterKey], residents: Sequence[AdapterKey] = ()
+    name: str, prompts: Sequence[tuple[int, ...]], keys: Sequence[PackKey], residents: Sequence[PackKey] = ()
 ) -> Case:
     """Return the case in which prompt i has adapter ``keys[i]``, in turn where there are fewer; none: the base."""
     used = [keys[i % len(keys)] if keys else None for i in range(len(prompts))]
@@ -62,7 +62,7 @@ class Profile:
     rig: Rig
     products: PackedProducts
     cases: Sequence[Case]
-    spare: Sequence[AdapterKey]
+    spare: Sequence[PackKey]
     num_new_tokens: int
     samples: Samples = field(default_factory=dict)
 
@@ -141,7 +141,7 @@ class Profile:
         self.add("base_bound_tok_s", num_rows * num_tokens / ideal_ms * 1e3)
         self.add("mixed_bound_tok_s", num_rows * num_tokens / (ideal_ms + num_steps * adapters_ms) * 1e3)
 
-    def _adapter_bytes(self, key: AdapterKey) -> int:
+    def _adapter_bytes(self, key: PackKey) -> int:
         modules = self.rig.packs[key].header.modules
         num_elements = sum(m.rank * (m.in_features + m.out_features) for m in modules)
         return num_elements * self.rig.base.dtype.itemsize

@@ -11,9 +11,8 @@ from octavo_kernels.native import load_native
 from octavo_shared.lora_config import parse_lora_config
 from octavo_shared.messages.generation import Sampling
 from octavo_shared.pack import PackHeader, build_pack, digest_of, read_header
-from octavo_shared.references import AdapterId, TenantId
+from octavo_shared.references import AdapterId, PackKey, TenantId
 from octavo_shared.safetensors_form import read_tensors
-from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
 from octavo_worker.engine.sequence import SequenceFailed, SequenceRequest, StepEvent, TokensDecoded
 from octavo_worker.model.base import BaseModel
@@ -43,7 +42,7 @@ class Run:
 class WarmPack:
     """A pack in host memory, as the warm tier holds it."""
 
-    key: AdapterKey
+    key: PackKey
     data: bytes
     header: PackHeader
 
@@ -67,17 +66,17 @@ class Rig:
     def __init__(self, base: BaseModel, arena_bytes: int, num_requests_max: int) -> None:
         self.base = base
         self.engine = Engine(base, new_arena(base, arena_bytes), EngineLimits(num_running_max=num_requests_max))
-        self.packs: dict[AdapterKey, WarmPack] = {}
+        self.packs: dict[PackKey, WarmPack] = {}
         self._run_numbers = itertools.count()
 
-    def add(self, folder: Path) -> AdapterKey:
+    def add(self, folder: Path) -> PackKey:
         """Make the pack of a PEFT directory and keep it in host memory; it is not resident yet."""
         config = parse_lora_config(json.loads((folder / "adapter_config.json").read_bytes()))
         _, tensors, _ = read_tensors((folder / "adapter_model.safetensors").read_bytes())
         pack = build_pack(config, tensors, self.base.fingerprint, None)
         return self._keep(folder.name, pack, read_header(pack))
 
-    def add_copies(self, keys: Sequence[AdapterKey], num_copies: int) -> tuple[AdapterKey, ...]:
+    def add_copies(self, keys: Sequence[PackKey], num_copies: int) -> tuple[PackKey, ...]:
         """Return ``num_copies`` more adapters with the bytes of ``keys`` in turn; they share host memory with those."""
         originals = itertools.islice(itertools.cycle(keys), num_copies)
         return tuple(
@@ -85,7 +84,7 @@ class Rig:
             for number, key in enumerate(originals)
         )
 
-    def make_resident(self, keys: Collection[AdapterKey]) -> None:
+    def make_resident(self, keys: Collection[PackKey]) -> None:
         """Have exactly ``keys`` resident."""
         here = {key for key, _, _ in self.engine.residency()}
         for key in here.difference(keys):
@@ -98,7 +97,7 @@ class Rig:
     def run(
         self,
         prompts: Sequence[tuple[int, ...]],
-        keys: Sequence[AdapterKey | None],
+        keys: Sequence[PackKey | None],
         num_new_tokens: int,
         schema: str = "",
     ) -> Run:
@@ -131,8 +130,8 @@ class Rig:
             raise RuntimeError("a request ended early")
         return Run(seconds, tuple(map(tuple, answers)), tuple(decode_ms))
 
-    def _keep(self, name: str, pack: bytes, header: PackHeader) -> AdapterKey:
-        key: AdapterKey = (AdapterId(name), digest_of(pack))
+    def _keep(self, name: str, pack: bytes, header: PackHeader) -> PackKey:
+        key: PackKey = (AdapterId(name), digest_of(pack))
         self.packs[key] = WarmPack(key, pack, header)
         return key
 

@@ -10,7 +10,6 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
 from octavo_gateway.fleet import FleetView
-from octavo_gateway.routing import AdapterKey
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import DeadlineExceeded, InternalError, OctavoError, WorkerLost, from_refusal
 from octavo_shared.messages.generation import (
@@ -24,7 +23,7 @@ from octavo_shared.messages.generation import (
     Started,
     TokenChunk,
 )
-from octavo_shared.references import Fingerprint, TenantId, WorkerId
+from octavo_shared.references import Fingerprint, PackKey, TenantId, WorkerId
 from octavo_shared.telemetry import log
 
 _decoder = msgspec.msgpack.Decoder(GenerationEvent)
@@ -64,7 +63,7 @@ class Plan:
     adapter: AdapterHandle | None
 
     @property
-    def adapter_key(self) -> AdapterKey | None:
+    def adapter_key(self) -> PackKey | None:
         return (self.adapter.adapter_id, self.adapter.digest) if self.adapter else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from octavo_gateway.attempt import Plan
 from octavo_gateway.call import ChoiceEnd, Piece, ShownToken
 from octavo_gateway.detokenizer import Detokenizer, StopStrings
-from octavo_gateway.generation import Dispatcher
+from octavo_gateway.dispatcher import Dispatcher
 from octavo_gateway.text import BaseText
 from octavo_shared.messages.generation import Finished, Started, TokenChunk, TokenLogprobs
 

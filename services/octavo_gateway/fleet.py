@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from octavo_gateway.routing import AdapterKey, Candidate, pick
+from octavo_gateway.routing import Candidate, pick
 from octavo_shared.clock import now_ms
 from octavo_shared.messages.fleet import HEARTBEAT_TIMEOUT_MS, Heartbeat, WorkerState
 from octavo_shared.messages.generation import Tier
-from octavo_shared.references import Fingerprint, WorkerId
+from octavo_shared.references import Fingerprint, PackKey, WorkerId
 from octavo_shared.telemetry import log
 
 _WORKERS_MAX = 4096
@@ -22,7 +22,7 @@ class WorkerView:
     heartbeat: Heartbeat
     heard_ms: float
     is_synced: bool = False
-    tiers: dict[AdapterKey, Tier] = field(default_factory=dict)
+    tiers: dict[PackKey, Tier] = field(default_factory=dict)
 
 
 class FleetView:
@@ -95,7 +95,7 @@ class FleetView:
         return min([context_tokens, *(limit for limit in limits if limit)])
 
     def pick(
-        self, base: Fingerprint, adapter: AdapterKey | None, request_id: str, excluded: Collection[WorkerId]
+        self, base: Fingerprint, adapter: PackKey | None, request_id: str, excluded: Collection[WorkerId]
     ) -> WorkerId | None:
         """Return the worker that ``routing.pick`` chooses now."""
         candidates = [

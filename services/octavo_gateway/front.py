@@ -21,8 +21,8 @@ from octavo_gateway.attempt import Plan
 from octavo_gateway.base_names import BaseNames
 from octavo_gateway.call import Call, End, Head, Piece
 from octavo_gateway.choice import Choice
+from octavo_gateway.dispatcher import Dispatcher
 from octavo_gateway.fleet import FleetView
-from octavo_gateway.generation import Dispatcher
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.meter import Meter
 from octavo_gateway.openai import Ask, Kind, parse

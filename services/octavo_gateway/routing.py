@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from octavo_shared.messages.fleet import WorkerState
 from octavo_shared.messages.generation import Tier
-from octavo_shared.references import AdapterId, Digest, Fingerprint, WorkerId
+from octavo_shared.references import Fingerprint, PackKey, WorkerId
 
 _GUARD_EXTRA = 8
 _GUARD_FACTOR = 1.5
-
-AdapterKey = tuple[AdapterId, Digest]
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,13 @@ class Candidate:
     state: WorkerState
     base: Fingerprint
     load: int
-    tiers: dict[AdapterKey, Tier]
+    tiers: dict[PackKey, Tier]
 
 
 def pick(
     workers: Sequence[Candidate],
     base: Fingerprint,
-    adapter: AdapterKey | None,
+    adapter: PackKey | None,
     request_id: str,
     excluded: Collection[WorkerId] = (),
 ) -> WorkerId | None:

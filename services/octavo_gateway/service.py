@@ -9,9 +9,9 @@ from octavo_gateway.admission import Admission, RateLimit
 from octavo_gateway.app import build_app
 from octavo_gateway.attempt import Waits
 from octavo_gateway.base_names import BaseNames
+from octavo_gateway.dispatcher import Dispatcher
 from octavo_gateway.fleet import FleetView
 from octavo_gateway.front import FrontDesk
-from octavo_gateway.generation import Dispatcher
 from octavo_gateway.http_admin import AdminRoutes
 from octavo_gateway.http_bases import BaseRoutes
 from octavo_gateway.http_erasure import ErasureRoutes

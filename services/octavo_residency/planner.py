@@ -3,11 +3,11 @@
 from collections import OrderedDict
 
 from octavo_residency.popularity import Popularity
-from octavo_residency.view import PackKey, WorkerView
+from octavo_residency.view import WorkerView
 from octavo_shared.messages.fleet import Demand, Evict, Placed, Prefetch, TierUse
 from octavo_shared.messages.generation import Tier
 from octavo_shared.policy import EvictionPolicy
-from octavo_shared.references import WorkerId
+from octavo_shared.references import PackKey, WorkerId
 
 HIGH_WATER = 0.9
 LOW_WATER = 0.8

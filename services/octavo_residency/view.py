@@ -6,9 +6,7 @@ import msgspec
 
 from octavo_shared.messages.fleet import HEARTBEAT_TIMEOUT_MS, Heartbeat, Placed
 from octavo_shared.messages.generation import Tier
-from octavo_shared.references import AdapterId, Digest, WorkerId
-
-PackKey = tuple[AdapterId, Digest]
+from octavo_shared.references import PackKey, WorkerId
 
 _NUM_WORKERS_MAX = 1_024
 

@@ -12,7 +12,7 @@ from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.fleet import Heartbeat, Placed
 from octavo_shared.messages.generation import Tier
-from octavo_worker.adapters.host_cache import PackKey
+from octavo_shared.references import PackKey
 
 _SNAPSHOT_EVERY = 10
 _CHANGE_GAP_S = 0.03

@@ -10,9 +10,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from octavo_shared.errors import Refusal
 from octavo_shared.messages.generation import Busy, Failed, Finished, Generate, Started, Tier, Timings, TokenChunk
-from octavo_shared.references import WorkerId
+from octavo_shared.references import PackKey, WorkerId
 from octavo_shared.telemetry import tracer
-from octavo_worker.adapters.host_cache import PackKey
 from octavo_worker.adapters.loader import Loaded
 from octavo_worker.engine.sequence import SequenceFinished, SequenceRequest, SequenceTimings, TokensDecoded
 from octavo_worker.engine.sequence import Span as Stretch

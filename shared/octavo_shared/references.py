@@ -11,6 +11,8 @@ TenantId = NewType("TenantId", str)
 WorkerId = NewType("WorkerId", str)
 Digest = NewType("Digest", str)
 """``sha256:`` and 64 hexadecimal digits."""
+PackKey = tuple[AdapterId, Digest]
+"""What caches know a pack by. The adapter is part of it, so that nobody learns that another holds the same bytes."""
 Fingerprint = NewType("Fingerprint", str)
 """Digest of a base model's configuration, tokenizer and weights, in the form of a ``Digest``."""
 

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from octavo_shared.lora_config import parse_lora_config
 from octavo_shared.pack import build_pack
-from octavo_shared.references import Fingerprint
+from octavo_shared.references import Fingerprint, PackKey
 from octavo_shared.safetensors_form import read_tensors
-from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
 from octavo_worker.model.base import BaseModel, load_base
 from octavo_worker.model.context import StepInputs
@@ -121,7 +120,7 @@ def engine(base: BaseModel) -> Engine:
 
 
 @pytest.fixture
-def keys(engine: Engine, base: BaseModel, trained: dict[str, Path]) -> dict[str, AdapterKey]:
+def keys(engine: Engine, base: BaseModel, trained: dict[str, Path]) -> dict[str, PackKey]:
     return {name: install(engine, _pack(path, base.fingerprint), name) for name, path in trained.items()}
 
 
@@ -130,7 +129,7 @@ def keys(engine: Engine, base: BaseModel, trained: dict[str, Path]) -> dict[str,
 def test_a_mixed_batch_gives_the_greedy_tokens_of_transformers_and_peft(
     base: BaseModel,
     engine: Engine,
-    keys: dict[str, AdapterKey],
+    keys: dict[str, PackKey],
     prompts: dict[str, tuple[int, ...]],
     golden: dict[str, list[int]],
 ) -> None:
@@ -174,7 +173,7 @@ class _Recorder:
 def test_a_row_has_the_same_bits_with_and_without_neighbours(
     base: BaseModel,
     engine: Engine,
-    keys: dict[str, AdapterKey],
+    keys: dict[str, PackKey],
     prompts: dict[str, tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch,
     name: str,

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from octavo_shared.messages.generation import Sampling
 from octavo_shared.pack import PackHeader, digest_of, read_header
-from octavo_shared.references import AdapterId, TenantId
+from octavo_shared.references import AdapterId, PackKey, TenantId
 from octavo_worker.adapters.pages import Arena, OutOfPages
-from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine import forward, roster
 from octavo_worker.engine.choosing import Chosen
 from octavo_worker.engine.engine import Engine, EngineLimits
@@ -31,7 +30,7 @@ _NUM_STEPS_MAX = 5000
 class Packed:
     """An adapter to install."""
 
-    key: AdapterKey
+    key: PackKey
     pack: bytes
     header: PackHeader
 

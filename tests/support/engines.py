@@ -15,8 +15,7 @@ from octavo_shared.lora_config import LoraConfig
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.generation import FinishReason, Sampling
 from octavo_shared.pack import build_pack, digest_of, read_header
-from octavo_shared.references import AdapterId, TenantId
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import AdapterId, PackKey, TenantId
 from octavo_worker.engine.engine import Engine
 from octavo_worker.engine.sequence import (
     SequenceFailed,
@@ -76,9 +75,9 @@ def tiny_pack(base: BaseManifest, seed: int, rank: int = 4, targets: tuple[str, 
     return build_pack(config, tiny_tensors(modules, seed, base=base), base.fingerprint, None)
 
 
-def install(engine: Engine, pack: bytes, name: str) -> AdapterKey:
+def install(engine: Engine, pack: bytes, name: str) -> PackKey:
     """Install ``pack`` and return its key."""
-    key = AdapterKey((AdapterId(name), digest_of(pack)))
+    key = PackKey((AdapterId(name), digest_of(pack)))
     engine.install(key, memoryview(pack), read_header(pack))
     return key
 
@@ -88,7 +87,7 @@ def ask(
     prompt: tuple[int, ...],
     max_tokens: int = 8,
     *,
-    key: AdapterKey | None = None,
+    key: PackKey | None = None,
     forced: tuple[int, ...] = (),
     attempt: int = 1,
     tenant: str = "t",

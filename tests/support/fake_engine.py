@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from octavo_shared.errors import Overloaded
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
-from octavo_shared.references import AdapterId
-from octavo_worker.adapters.host_cache import PackKey
+from octavo_shared.references import AdapterId, PackKey
 from octavo_worker.adapters.pages import OutOfPages
 from octavo_worker.engine.engine import EngineLoad
 from octavo_worker.engine.sequence import (

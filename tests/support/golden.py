@@ -15,7 +15,7 @@ from octavo_identity.validator import validate
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.messages.generation import Sampling, TokenLogprobs
 from octavo_shared.pack import build_pack
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import PackKey
 from octavo_worker.engine.engine import Engine, EngineLimits, new_arena
 from octavo_worker.engine.sequence import SequenceRequest, StepEvent, TokensDecoded
 from octavo_worker.model.base import BaseModel, load_base
@@ -67,7 +67,7 @@ class Rig:
     base: BaseModel
     engine: Engine
     models: dict[str, nn.Module]
-    keys: dict[str, AdapterKey]
+    keys: dict[str, PackKey]
 
 
 def make_rig(config: PretrainedConfig, folder: Path, wide: str | list[str] = "all-linear") -> Rig:

@@ -24,9 +24,8 @@ from hypothesis.stateful import (
 
 from octavo_shared.errors import ContextExceeded, InvalidRequest, Overloaded
 from octavo_shared.pack import digest_of, read_header
-from octavo_shared.references import AdapterId
+from octavo_shared.references import AdapterId, PackKey
 from octavo_worker.adapters.pages import OutOfPages
-from octavo_worker.adapters.residents import AdapterKey
 from octavo_worker.engine.engine import Engine, EngineLimits
 from octavo_worker.engine.sequence import SequenceRequest
 from support.crowds import Watch, watched
@@ -62,10 +61,10 @@ class Life(RuleBasedStateMachine):
         self.engine = Engine(self.base, self.arena, LIMITS)
         self.answers = Answers()
         self.accepted: dict[str, SequenceRequest] = {}
-        self.resident: set[AdapterKey] = set()
+        self.resident: set[PackKey] = set()
 
-    def _key(self, index: int) -> AdapterKey:
-        return AdapterKey((AdapterId(f"a{index}"), digest_of(self.packs[index])))
+    def _key(self, index: int) -> PackKey:
+        return PackKey((AdapterId(f"a{index}"), digest_of(self.packs[index])))
 
     @property
     def live(self) -> dict[str, SequenceRequest]:
@@ -73,7 +72,7 @@ class Life(RuleBasedStateMachine):
         ended = self.answers.reasons.keys() | self.answers.refusals.keys()
         return {name: request for name, request in self.accepted.items() if name not in ended}
 
-    def _pins(self, key: AdapterKey) -> int:
+    def _pins(self, key: PackKey) -> int:
         return sum(request.adapter_key == key for request in self.live.values())
 
     @rule(

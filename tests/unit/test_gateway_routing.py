@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_gateway.fleet import FleetView
-from octavo_gateway.routing import AdapterKey, Candidate, pick
+from octavo_gateway.routing import Candidate, pick
 from octavo_shared.messages.fleet import HEARTBEAT_TIMEOUT_MS, Heartbeat, Placed, TierUse, WorkerState
 from octavo_shared.messages.generation import Tier
-from octavo_shared.references import AdapterId, Digest, Fingerprint, WorkerId
+from octavo_shared.references import AdapterId, Digest, Fingerprint, PackKey, WorkerId
 
 BASE = Fingerprint("sha256:" + "a" * 64)
-KEY: AdapterKey = (AdapterId("adapter"), Digest("sha256:" + "d" * 64))
+KEY: PackKey = (AdapterId("adapter"), Digest("sha256:" + "d" * 64))
 
 
 def worker(name: str, load: int = 0, tier: Tier | None = None, state: WorkerState = WorkerState.READY) -> Candidate:
@@ -83,7 +83,7 @@ def beat(sequence: int, epoch: int = 1, **fields: object) -> Heartbeat:
     return msgspec.structs.replace(FIRST, sequence=sequence, epoch=epoch, **fields)
 
 
-def tiers(view: FleetView) -> dict[AdapterKey, Tier]:
+def tiers(view: FleetView) -> dict[PackKey, Tier]:
     return view.live()[0].tiers
 
 

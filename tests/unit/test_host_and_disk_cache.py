@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo_shared.pack import digest_of
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import AdapterId, Digest, PackKey
 from octavo_worker.adapters import disk_cache
 from octavo_worker.adapters.disk_cache import DiskCache
-from octavo_worker.adapters.host_cache import HostCache, PackKey
+from octavo_worker.adapters.host_cache import HostCache
 
 
 def key_of(name: str, pack: bytes = b"pack") -> PackKey:

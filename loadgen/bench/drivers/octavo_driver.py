@@ -16,7 +16,7 @@ from bench.profile import Case, products_of
 from bench.profile import Profile as EngineProfile
 from bench.rig import Rig, arena_bytes, kernels_used
 from octavo_shared.pack import digest_of, read_header
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import PackKey
 from octavo_worker.model.base import load_base
 
 
@@ -26,7 +26,7 @@ class Octavo(Rival):
     def __init__(self, base: str, num_adapters: int, rank: int) -> None:
         loaded = load_base(Path(base))
         self._rig = Rig(loaded, arena_bytes(loaded, rank, num_adapters), 2 * num_adapters)
-        self._keys: dict[str, AdapterKey] = {}
+        self._keys: dict[str, PackKey] = {}
 
     def describe(self) -> Ready:
         """Return versions and settings."""
@@ -76,7 +76,7 @@ class Octavo(Rival):
         keys = [self._key(adapter) if adapter is not None else None for adapter in job.adapters]
         return Case(name, job.prompts, keys, list(dict.fromkeys(key for key in keys if key is not None)))
 
-    def _key(self, adapter: str) -> AdapterKey:
+    def _key(self, adapter: str) -> PackKey:
         if adapter not in self._keys:
             self._keys[adapter] = self._rig.add(Path(adapter))
         return self._keys[adapter]

@@ -12,8 +12,7 @@ from octavo_shared.clock import now_ms
 from octavo_shared.errors import AdapterRefused, AdapterUnavailable
 from octavo_shared.pack import PackHeader
 from octavo_shared.policy import EvictionPolicy
-from octavo_shared.references import AdapterId
-from octavo_worker.adapters.host_cache import PackKey
+from octavo_shared.references import AdapterId, PackKey
 from octavo_worker.adapters.packs import FoundPack
 from octavo_worker.adapters.pages import OutOfPages
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from octavo_shared.policy import EvictionPolicy
-from octavo_shared.references import DIGEST_PATTERN, AdapterId, Digest
+from octavo_shared.references import DIGEST_PATTERN, AdapterId, Digest, PackKey
 from octavo_shared.telemetry import log
-from octavo_worker.adapters.host_cache import PackKey
 
 T = TypeVar("T")
 

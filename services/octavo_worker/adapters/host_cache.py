@@ -3,11 +3,8 @@
 from collections.abc import Iterable
 
 from octavo_shared.policy import EvictionPolicy
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import PackKey
 from octavo_shared.seal import wipe
-
-PackKey = tuple[AdapterId, Digest]
-"""The adapter's id is part of it, so that nobody learns that another adapter holds the same bytes."""
 
 
 class HostCache:

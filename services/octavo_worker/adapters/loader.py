@@ -22,11 +22,10 @@ from octavo_shared.errors import (
 )
 from octavo_shared.messages.fleet import OrderDone, Placed
 from octavo_shared.messages.generation import AdapterHandle, Tier, Timings
-from octavo_shared.references import AdapterId, Fingerprint
+from octavo_shared.references import AdapterId, Fingerprint, PackKey
 from octavo_shared.telemetry import log, tracer
 from octavo_worker import metrics
 from octavo_worker.adapters.device_tier import Device, DeviceTier
-from octavo_worker.adapters.host_cache import PackKey
 from octavo_worker.adapters.packs import PackTiers
 
 _FLIGHTS_MAX = 1_024

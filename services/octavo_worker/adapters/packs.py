@@ -16,11 +16,11 @@ from octavo_shared.errors import AdapterRefused, AdapterUnavailable, BaseMismatc
 from octavo_shared.messages.generation import AdapterHandle, Tier
 from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.pack import PackHeader, digest_of, read_header
-from octavo_shared.references import Fingerprint
+from octavo_shared.references import Fingerprint, PackKey
 from octavo_shared.seal import SealBroken, open_sealed, pack_context, sealed_size
 from octavo_shared.telemetry import log, tracer
 from octavo_worker.adapters.disk_cache import DiskCache
-from octavo_worker.adapters.host_cache import HostCache, PackKey
+from octavo_worker.adapters.host_cache import HostCache
 
 _COLD_READS_MAX = 4
 _COLD_READ_TIMEOUT_S = 30.0

@@ -6,12 +6,9 @@ from collections import Counter
 from octavo_shared.errors import AdapterRefused, BaseMismatch
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.pack import PackHeader
-from octavo_shared.references import AdapterId, Digest
+from octavo_shared.references import PackKey
 from octavo_worker.adapters.pages import Arena, PageUse
 from octavo_worker.adapters.placement import Layouts, Placement, install
-
-AdapterKey = tuple[AdapterId, Digest]
-"""What identifies an adapter's bytes at a worker."""
 
 
 class Residents:
@@ -28,10 +25,10 @@ class Residents:
         self._arena = arena
         self._num_pages_max = num_pages_max
         self._lock = threading.Lock()
-        self._placed: dict[AdapterKey, Placement] = {}
-        self._pins: Counter[AdapterKey] = Counter()
+        self._placed: dict[PackKey, Placement] = {}
+        self._pins: Counter[PackKey] = Counter()
 
-    def install(self, key: AdapterKey, pack: memoryview, header: PackHeader) -> None:
+    def install(self, key: PackKey, pack: memoryview, header: PackHeader) -> None:
         """Copy a verified pack's rows into pages, cast once; it is visible when this returns. Idempotent.
 
         Raises ``OutOfPages`` when something has to be evicted first, ``BaseMismatch`` or ``AdapterRefused``
@@ -58,7 +55,7 @@ class Residents:
         if not is_first:
             arena.free(pages, PageUse.ADAPTER)
 
-    def evict(self, key: AdapterKey) -> bool:
+    def evict(self, key: PackKey) -> bool:
         """Free an adapter's pages, zeroed; False while it is pinned. True also when it was not here."""
         with self._lock:
             if self._pins[key] > 0:
@@ -68,17 +65,17 @@ class Residents:
             self._arena.free(placement.pages, PageUse.ADAPTER)
         return True
 
-    def get(self, key: AdapterKey) -> Placement | None:
+    def get(self, key: PackKey) -> Placement | None:
         """Return where an adapter lies, or None when it is not resident."""
         with self._lock:
             return self._placed.get(key)
 
-    def pin(self, key: AdapterKey) -> None:
+    def pin(self, key: PackKey) -> None:
         """Forbid evicting ``key`` until ``unpin`` was called as often."""
         with self._lock:
             self._pins[key] += 1
 
-    def unpin(self, key: AdapterKey) -> None:
+    def unpin(self, key: PackKey) -> None:
         """Take one pin back."""
         with self._lock:
             assert self._pins[key] > 0, "unpinned more often than pinned"
@@ -86,7 +83,7 @@ class Residents:
             if not self._pins[key]:
                 del self._pins[key]
 
-    def residency(self) -> list[tuple[AdapterKey, int, int]]:
+    def residency(self) -> list[tuple[PackKey, int, int]]:
         """Return key, size in bytes and number of pins of what is resident, in the order of arrival.
 
         Pins are the sequences that use an adapter or wait to.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from octavo_shared.errors import AdapterRefused, InternalError, Refusal
 from octavo_shared.messages.generation import FinishReason
 from octavo_shared.pack import PackHeader
-from octavo_shared.references import AdapterId
+from octavo_shared.references import AdapterId, PackKey
 from octavo_shared.telemetry import log
 from octavo_worker.adapters.pages import Arena
-from octavo_worker.adapters.residents import AdapterKey, Residents
+from octavo_worker.adapters.residents import Residents
 from octavo_worker.engine.acceptance import check_request
 from octavo_worker.engine.batch import Part
 from octavo_worker.engine.forward import ForwardPass, Outcome
@@ -112,12 +112,12 @@ class Engine:
         """End a sequence within one step; an unknown id is ignored."""
         self._intake.cancel(request_id)
 
-    def install(self, key: AdapterKey, pack: memoryview, header: PackHeader) -> None:
+    def install(self, key: PackKey, pack: memoryview, header: PackHeader) -> None:
         """Make a verified pack resident; sequences that wait for it join at the next step. See ``Residents``."""
         self._residents.install(key, pack, header)
         self._intake.nudge()
 
-    def evict(self, key: AdapterKey) -> bool:
+    def evict(self, key: PackKey) -> bool:
         """Free an adapter's pages; False while it is pinned."""
         is_evicted = self._residents.evict(key)
         self._intake.nudge()
@@ -128,7 +128,7 @@ class Engine:
         self._roster.kv.forget(adapter_id)
         self._intake.nudge()
 
-    def residency(self) -> list[tuple[AdapterKey, int, int]]:
+    def residency(self) -> list[tuple[PackKey, int, int]]:
         """Return what is resident: key, size in bytes, number of pins."""
         return self._residents.residency()
 

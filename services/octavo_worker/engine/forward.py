@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from octavo_shared.references import PackKey
 from octavo_worker.adapters.pages import Arena
 from octavo_worker.adapters.placement import Placement
-from octavo_worker.adapters.residents import AdapterKey, Residents
+from octavo_worker.adapters.residents import Residents
 from octavo_worker.engine import batch
 from octavo_worker.engine.batch import Batch, Part
 from octavo_worker.engine.choosing import Chosen, choose_tokens
@@ -35,7 +36,7 @@ class ForwardPass:
 
     def run(self, parts: list[Part]) -> Outcome:
         """Compute ``parts``, whose pages are reserved and whose adapters are resident and pinned."""
-        adapters: dict[AdapterKey, Placement] = {}
+        adapters: dict[PackKey, Placement] = {}
         for part in parts:
             key = part.sequence.request.adapter_key
             if key is not None and key not in adapters:

@@ -12,16 +12,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo_shared.references import AdapterId, TenantId
+from octavo_shared.references import AdapterId, PackKey, TenantId
 from octavo_worker.adapters.pages import Arena, PageUse
-from octavo_worker.adapters.residents import AdapterKey
 
 _DIGEST_BYTES = 16
 
 PageDigest = bytes
 
 
-def root_of(tenant_id: TenantId, adapter_key: AdapterKey | None, group: int) -> PageDigest:
+def root_of(tenant_id: TenantId, adapter_key: PackKey | None, group: int) -> PageDigest:
     """Return where the chain of a tenant's sequences with one revision begins, in layer group number ``group``."""
     scope = (str(group), tenant_id, *(adapter_key or ()))
     return hashlib.blake2b("\0".join(scope).encode(), digest_size=_DIGEST_BYTES).digest()

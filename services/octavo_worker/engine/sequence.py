@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from octavo_shared.errors import Refusal
 from octavo_shared.messages.generation import FinishReason, Sampling, TokenLogprobs
-from octavo_shared.references import TenantId
-from octavo_worker.adapters.residents import AdapterKey
+from octavo_shared.references import PackKey, TenantId
 from octavo_worker.engine.guides import Guide
 from octavo_worker.engine.page_run import PageRun
 
@@ -24,7 +23,7 @@ class SequenceRequest:
     prompt: tuple[int, ...]
     forced: tuple[int, ...]
     sampling: Sampling
-    adapter_key: AdapterKey | None = None
+    adapter_key: PackKey | None = None
 
 
 @dataclass(frozen=True)

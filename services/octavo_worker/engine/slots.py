@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from octavo_kernels.layout import RowTable
+from octavo_shared.references import PackKey
 from octavo_worker.adapters.placement import Placement
-from octavo_worker.adapters.residents import AdapterKey
 
 _NUM_SLOTS_MIN = 8
 
@@ -20,10 +20,10 @@ class SlotTables:
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self._names = names
         self._device = device
-        self._slot_of: dict[AdapterKey, int] = {}
-        self._placed: dict[AdapterKey, Placement] = {}
+        self._slot_of: dict[PackKey, int] = {}
+        self._placed: dict[PackKey, Placement] = {}
         self._allocate(_NUM_SLOTS_MIN, 1)
-        self._cached: tuple[tuple[AdapterKey, ...], dict[str, RowTable]] = ((), {})
+        self._cached: tuple[tuple[PackKey, ...], dict[str, RowTable]] = ((), {})
 
     def _allocate(self, num_slots: int, rank_max: int) -> None:
         shape = (len(self._names), num_slots, rank_max)
@@ -34,11 +34,11 @@ class SlotTables:
         self._free = list(range(num_slots - 1, -1, -1))
         self._num_slots, self._rank_max = num_slots, rank_max
 
-    def slot_of(self, key: AdapterKey | None) -> int:
+    def slot_of(self, key: PackKey | None) -> int:
         """Return the slot of an adapter that ``select`` was called with; -1 for the base."""
         return -1 if key is None else self._slot_of[key]
 
-    def select(self, adapters: dict[AdapterKey, Placement]) -> dict[str, RowTable]:
+    def select(self, adapters: dict[PackKey, Placement]) -> dict[str, RowTable]:
         """Return the tables for a batch that uses ``adapters``, by module; none for modules nobody targets."""
         keys = tuple(sorted(adapters))
         if keys == self._cached[0] and all(self._placed[key] is adapters[key] for key in keys):
@@ -50,7 +50,7 @@ class SlotTables:
         self._cached = (keys, self._tables([self._slot_of[key] for key in keys]))
         return self._cached[1]
 
-    def _make_room(self, adapters: dict[AdapterKey, Placement]) -> None:
+    def _make_room(self, adapters: dict[PackKey, Placement]) -> None:
         num_new = sum(key not in self._slot_of for key in adapters)
         rank_max = max((placement.rank_max for placement in adapters.values()), default=0)
         if num_new > len(self._free):
@@ -64,11 +64,11 @@ class SlotTables:
             self._placed.clear()
             self._allocate(num_slots, max(rank_max, 1))
 
-    def _release(self, key: AdapterKey) -> None:
+    def _release(self, key: PackKey) -> None:
         self._free.append(self._slot_of.pop(key))
         del self._placed[key]
 
-    def _write(self, key: AdapterKey, placement: Placement) -> None:
+    def _write(self, key: PackKey, placement: Placement) -> None:
         # Also reached when the adapter was evicted and came back at other pages.
         slot = self._slot_of[key] if key in self._slot_of else self._free.pop()
         rank_max = placement.rank_max
