@@ -18,24 +18,16 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from octavo_gateway.admission import Ticket
 from octavo_gateway.attempt import Plan
-from octavo_gateway.base_names import BaseNames
 from octavo_gateway.call import Call, End, Head, Piece
 from octavo_gateway.choice import Choice
 from octavo_gateway.dispatcher import Dispatcher
-from octavo_gateway.fleet import FleetView
-from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.meter import Meter
 from octavo_gateway.openai import Ask, Kind, parse
-from octavo_gateway.openai_sampling import complete
+from octavo_gateway.planner import Planner
 from octavo_gateway.request_record import RequestRecord
-from octavo_gateway.text import BaseText, TextStore
-from octavo_shared.bases import base_label, labels_of
-from octavo_shared.clock import wall_ms
-from octavo_shared.errors import BaseNotServed, DailyQuotaExceeded, InternalError, NoWorker, OctavoError
+from octavo_shared.errors import InternalError, NoWorker, OctavoError
 from octavo_shared.messages.generation import Finished, Started
 from octavo_shared.messages.requests import Credential
-from octavo_shared.messages.usage import left_of_day_s
-from octavo_shared.references import Fingerprint, TenantId, parse_reference
 from octavo_shared.telemetry import current_trace_id, log, tracer
 
 
@@ -52,21 +44,10 @@ class Asked:
 class FrontDesk:
     """Runs requests; ``drain`` waits for those that run."""
 
-    def __init__(
-        self,
-        identity: IdentityClient,
-        fleet: FleetView,
-        texts: TextStore,
-        names: BaseNames,
-        dispatcher: Dispatcher,
-        meter: Meter,
-    ) -> None:
-        self._meter = meter
-        self._identity = identity
-        self._fleet = fleet
-        self._texts = texts
-        self._names = names
+    def __init__(self, planner: Planner, dispatcher: Dispatcher, meter: Meter) -> None:
+        self._planner = planner
         self._dispatcher = dispatcher
+        self._meter = meter
         self._running: set[asyncio.Task[None]] = set()
 
     def begin(self, ticket: Ticket, credential: Credential, asked: Asked, parent: Context) -> Call:
@@ -121,7 +102,7 @@ class FrontDesk:
 
     async def _serve(self, call: Call, credential: Credential, asked: Asked, record: RequestRecord, span: Span) -> None:
         ask = parse(asked.raw, asked.kind, is_stream_default=asked.is_stream_default)
-        plan, text = await self._plan(credential, ask, record)
+        plan, text = await self._planner.plan(credential, ask, record)
         record.describe(span, ask, plan, text.manifest.name)
 
         def show(piece: Piece) -> None:
@@ -159,40 +140,6 @@ class FrontDesk:
                 worker_id=record.started.worker_id if record.started else "",
             )
         )
-
-    async def _plan(self, credential: Credential, ask: Ask, record: RequestRecord) -> tuple[Plan, BaseText]:
-        bases = self._fleet.bases()
-        # While a base is replaced, two may have one name; their labels tell them apart, and an adapter names its own.
-        base_of = {name: base for base, name in bases.items()}
-        base_of |= {base_label(name, base): base for base, name in bases.items()}
-        is_base = ask.model in base_of or (not base_of and "/" not in ask.model)
-        if not is_base:
-            parse_reference(ask.model)
-        resolution = await self._identity.resolve(credential, None if is_base else ask.model)
-        if (quota := resolution.exhausted) is not None:
-            raise DailyQuotaExceeded(
-                quota.quota, limit=quota.limit, used=quota.used, retry_after_s=left_of_day_s(wall_ms())
-            )
-        if resolution.adapter is not None:
-            base = resolution.adapter.base
-            if base not in bases:
-                # It is never served on another one.
-                raise BaseNotServed(await self._names.label(base), labels_of(bases)) if bases else NoWorker()
-        elif (named := base_of.get(ask.model)) is not None:
-            base = named
-        else:
-            raise NoWorker()
-        text = await self._texts.get(base)
-        prompt = await text.tokenise(ask)
-        record.num_prompt_tokens = len(prompt)
-        context_tokens = self._fleet.context_tokens(Fingerprint(base), text.manifest.context_tokens)
-        max_tokens = text.max_tokens(ask, len(prompt), context_tokens)
-        stop_token_ids = () if ask.is_eos_ignored else text.manifest.stop_token_ids
-        sampling = complete(ask.sampling, max_tokens, stop_token_ids, text.num_vocabulary)
-        if sampling.schema:
-            await text.check_schema(sampling.schema)
-        tenant_id = TenantId(resolution.tenant_id)
-        return Plan(record.request_id, tenant_id, Fingerprint(base), prompt, sampling, resolution.adapter), text
 
 
 def scores_of(finished: Finished) -> list[float]:

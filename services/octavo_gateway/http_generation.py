@@ -14,6 +14,7 @@ from octavo_gateway.http_schema import ChatOperation, CompletionOperation
 from octavo_gateway.http_stream import ClientGone, EventStream, unless_gone
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.openai import Kind
+from octavo_gateway.request_record import CLIENT_CLOSED
 from octavo_gateway.writing import ChunkReader, headers_of, whole_answer
 from octavo_shared.clock import now_ms
 from octavo_shared.messages.adapters import AdapterInfo, AdapterList, ListAdapters
@@ -21,7 +22,6 @@ from octavo_shared.telemetry import extract_context
 
 _MODELS_PAGE = 200
 _MODELS_MAX = 1_000
-_CLIENT_CLOSED = 499
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class GenerationRoutes:
             return await self._respond(request, call)
         except ClientGone:
             call.cancel()
-            return Response(b"", status_code=_CLIENT_CLOSED)
+            return Response(b"", status_code=CLIENT_CLOSED)
         except BaseException:
             call.cancel()
             raise

@@ -13,7 +13,8 @@ from octavo_shared.errors import OctavoError
 from octavo_shared.messages.generation import Finished, Started, Timings
 from octavo_shared.telemetry import current_trace_id, log
 
-_CLIENT_CLOSED = 499
+CLIENT_CLOSED = 499
+"""The status, which nobody reads, of a request whose client left."""
 
 
 @dataclass
@@ -69,7 +70,7 @@ class RequestRecord:
 
     def finish(self, error: OctavoError | None, span: Span) -> None:
         """Write the log line and the metrics of a request that has ended."""
-        status = _CLIENT_CLOSED if self.is_cancelled else error.http_status if error else 200
+        status = CLIENT_CLOSED if self.is_cancelled else error.http_status if error else 200
         metrics.REQUESTS.labels(self.entry, f"{status // 100}xx").inc()
         started = self.started
         span.set_attribute("gen_ai.usage.output_tokens", self.num_completion_tokens)

@@ -28,6 +28,7 @@ from octavo_gateway.http_usage import UsageRoutes
 from octavo_gateway.identity_client import IdentityClient
 from octavo_gateway.meter import Meter
 from octavo_gateway.nats_entry import NatsEntry
+from octavo_gateway.planner import Planner
 from octavo_gateway.settings import GatewaySettings
 from octavo_gateway.text import TextStore
 from octavo_gateway.uploads import Transfers
@@ -64,7 +65,8 @@ class Gateway:
         identity = IdentityClient(bus)
         dispatcher = Dispatcher(bus, self.fleet, self.gateway_id, waits)
         self._meter = Meter(bus, self.gateway_id)
-        self._front = FrontDesk(identity, self.fleet, self._texts, BaseNames(store), dispatcher, self._meter)
+        planner = Planner(identity, self.fleet, self._texts, BaseNames(store))
+        self._front = FrontDesk(planner, dispatcher, self._meter)
         self._nats = NatsEntry(bus, self._front, self.admission)
         transfers = Transfers(store, settings.upload_bytes_max)
         routes = [
