@@ -52,21 +52,6 @@ class VaultPlace(msgspec.Struct, frozen=True):
     ca_file: str = ""
 
 
-class KeySource(msgspec.Struct, frozen=True):
-    """What a provider is made of, also in another process of identity's own: ``vault``, or else a ``root``."""
-
-    root: bytes = b""
-    vault: VaultPlace | None = None
-
-    def provider(self) -> KeyProvider:
-        if self.vault is not None:
-            # Its client takes a while to import, and most deployments have no Vault.
-            from octavo_identity.vault_provider import VaultKeyProvider
-
-            return VaultKeyProvider(self.vault)
-        return FileKeyProvider(self.root)
-
-
 class FileKeyProvider:
     """Tenant keys derived from one root of 32 bytes, which all replicas of identity have in a file."""
 

@@ -24,7 +24,8 @@ from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.importing import Importing
-from octavo_identity.key_provider import KeySource, VaultPlace
+from octavo_identity.key_provider import VaultPlace
+from octavo_identity.key_source import KeySource
 from octavo_identity.keyring import Keyring
 from octavo_identity.keys import ensure_admin_key
 from octavo_identity.ledger import Ledger

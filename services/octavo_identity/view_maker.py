@@ -11,7 +11,7 @@ import msgspec
 
 from octavo_identity.applying import Applied
 from octavo_identity.catalogue import Position
-from octavo_identity.key_provider import KeySource
+from octavo_identity.key_source import KeySource
 from octavo_identity.view_process import Answer, Order, Start, frame, read_frame
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES

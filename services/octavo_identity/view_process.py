@@ -17,7 +17,7 @@ from octavo_identity.applying import APPLIED_MAX, Copied, apply_events, copy_eve
 from octavo_identity.catalogue import Catalogue, Position
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
-from octavo_identity.key_provider import KeySource
+from octavo_identity.key_source import KeySource
 from octavo_shared.bus import Bus
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable

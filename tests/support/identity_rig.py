@@ -21,7 +21,7 @@ from octavo_identity.desk import Desk
 from octavo_identity.fleet import Fleet
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
-from octavo_identity.key_provider import KeySource
+from octavo_identity.key_source import KeySource
 from octavo_identity.metering import Metering
 from octavo_identity.projection import Projection
 from octavo_identity.quota_keeper import QuotaKeeper
