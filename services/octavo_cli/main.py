@@ -14,43 +14,39 @@ from octavo_cli import (
     base_commands,
     erasure_commands,
     evaluation_commands,
+    grant_commands,
     import_commands,
     key_commands,
+    nats_commands,
     provenance_commands,
     registry_commands,
     revision_commands,
-    transfer_command,
     usage_commands,
 )
 from octavo_cli.answers import Answer, ClientError
 from octavo_cli.client import Client
 from octavo_cli.local_commands import demo_here, up_here
-from octavo_cli.nats_users import Seeds, authorization, deployed_workers, nkey_variable, nkey_variables
 from octavo_cli.options import Adapter, Gateway, Key, ReferenceArgument, Target
 from octavo_cli.processes import StartFailed
-from octavo_cli.registry_commands import Wanted, granted_to
+from octavo_cli.registry_commands import Wanted
 from octavo_cli.signed_push import signing_of
 from octavo_cli.signer_commands import signer_app
 from octavo_cli.signing_key import SigningKey
 from octavo_cli.verify_command import verify as verify_here
 from octavo_shared.config import ConfigError
 from octavo_shared.errors import OctavoError
-from octavo_shared.messages.grants import GrantRole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Personal adapters on one frozen base model.")
 tenant_app = typer.Typer(no_args_is_help=True, help="Tenants (admin).")
 older_key_app = typer.Typer(help="The older form of `keys`.")
 older_key_app.command("create")(key_commands.create)
 older_key_app.command("revoke")(key_commands.revoke)
-nats_app = typer.Typer(no_args_is_help=True, help="Who may do what on the NATS of a deployment.")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_commands.key_app, name="keys")
 app.add_typer(older_key_app, name="key", hidden=True)
 app.add_typer(signer_app, name="signer")
-app.add_typer(nats_app, name="nats")
+app.add_typer(nats_commands.nats_app, name="nats")
 app.add_typer(base_commands.base_app, name="bases")
-
-Principal = Annotated[str, typer.Argument(help="user@tenant, or *@tenant")]
 
 
 @app.command()
@@ -160,28 +156,13 @@ def verify(
     verify_here(Target(gateway, key), reference, is_all, public_key)
 
 
-@app.command()
-def rollback(
-    adapter: Adapter,
-    gateway: Gateway,
-    key: Key,
-    revision: Annotated[int | None, typer.Option(min=1, help="default: what the alias named before")] = None,
-    alias: str = "serving",
-) -> None:
-    """Move an alias back to an earlier revision."""
-    with Client(gateway, key) as client:
-        info = client.rollback(adapter, revision, alias)
-    typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
-    registry_commands.warn(info)
-
-
+app.command()(revision_commands.rollback)
 app.command()(audit_command.audit)
 app.command("import")(import_commands.import_adapters)
 app.command()(revision_commands.promote)
 app.command()(revision_commands.unalias)
 app.command()(revision_commands.retire)
 app.command()(revision_commands.branch)
-app.command()(transfer_command.transfer)
 app.command()(erasure_commands.erase)
 app.command()(evaluation_commands.evaluate)
 app.command()(evaluation_commands.evaluations)
@@ -191,30 +172,9 @@ app.command()(usage_commands.usage)
 app.command()(usage_commands.quota)
 # Or else what begins with a minus, here a tag to remove, would be an option.
 app.command(context_settings={"ignore_unknown_options": True})(revision_commands.tag)
-
-
-@app.command()
-def grant(
-    adapter: Adapter,
-    principal: Principal,
-    gateway: Gateway,
-    key: Key,
-    role: Annotated[GrantRole, typer.Option(help="user uses it, editor also changes it, auditor only looks")] = (
-        GrantRole.USER
-    ),
-) -> None:
-    """Let somebody have a role on an adapter, instead of any other that they had."""
-    with Client(gateway, key) as client:
-        info = client.grant(adapter, principal, role)
-    typer.echo(f"{info.name} is granted to {granted_to(info)}")
-
-
-@app.command()
-def revoke(adapter: Adapter, principal: Principal, gateway: Gateway, key: Key) -> None:
-    """Take somebody's role back."""
-    with Client(gateway, key) as client:
-        info = client.revoke(adapter, principal)
-    typer.echo(f"{info.name} is granted to {granted_to(info) or 'nobody else'}")
+app.command()(grant_commands.grant)
+app.command()(grant_commands.revoke)
+app.command()(grant_commands.transfer)
 
 
 @app.command()
@@ -241,24 +201,6 @@ def tenant_create(tenant: str, gateway: Gateway, key: Key) -> None:
     """Create a tenant."""
     with Client(gateway, key) as client:
         typer.echo(f"created {client.create_tenant(tenant).tenant}")
-
-
-Workers = Annotated[int, typer.Option(min=0, max=10_000, help="how many: octavo-worker-0 and so on, each with a key")]
-
-
-@nats_app.command("config")
-def nats_config(workers: Workers = 1) -> None:
-    """Print the authorization block of nats-server's configuration; the server's environment holds the nkeys."""
-    typer.echo(authorization(nkey_variables(deployed_workers(workers))), nl=False)
-
-
-@nats_app.command("keys")
-def nats_keys(
-    folder: Annotated[Path, typer.Argument(help="where the seeds are kept", file_okay=False)], workers: Workers = 1
-) -> None:
-    """Make the nkey seeds that are not there yet, and print the nkeys as nats-server's environment."""
-    for user, nkey in Seeds(folder).nkeys(deployed_workers(workers)).items():
-        typer.echo(f"{nkey_variable(user)}={nkey}")
 
 
 @contextlib.contextmanager

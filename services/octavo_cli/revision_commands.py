@@ -28,6 +28,20 @@ def promote(
     warn(info)
 
 
+def rollback(
+    adapter: Adapter,
+    gateway: Gateway,
+    key: Key,
+    revision: Annotated[int | None, typer.Option(min=1, help="default: what the alias named before")] = None,
+    alias: str = "serving",
+) -> None:
+    """Move an alias back to an earlier revision."""
+    with Client(gateway, key) as client:
+        info = client.rollback(adapter, revision, alias)
+    typer.echo(f"{info.name}:{alias} is revision {info.aliases[alias]}")
+    warn(info)
+
+
 def unalias(adapter: Adapter, alias: str, gateway: Gateway, key: Key) -> None:
     """Remove an alias; its revision stays."""
     with Client(gateway, key) as client:

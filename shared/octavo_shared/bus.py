@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ConnectionClosedError, MaxPayloadError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import ConnectionClosedError, NoRespondersError
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
@@ -20,6 +19,7 @@ from octavo_shared.beats import beating
 from octavo_shared.credentials import BusCredentials
 from octavo_shared.denials import Denials
 from octavo_shared.errors import DependencyUnavailable, InternalError, OctavoError, Refusal, from_refusal
+from octavo_shared.nats_client import PatientClient
 from octavo_shared.permissions import INBOX, inbox_prefix, is_inbox
 from octavo_shared.tasks import cancellable
 from octavo_shared.telemetry import extract_context, inject_context, log
@@ -37,64 +37,6 @@ Handler = Callable[[Any], Awaitable[Any]]
 RawHandler = Callable[[Msg], Awaitable[None]]
 
 encode = msgspec.msgpack.encode
-
-
-class _Client(Client):
-    """nats-py's client, but a message that it cannot decode is dropped.
-
-    There, such a message ends the read loop without a reconnect: two bytes from anybody who may publish would make a
-    service deaf until its pings time out.
-
-    A server that takes a connection and says nothing is given up without closing it there; here it is closed.
-    """
-
-    async def _connect_to_server(self, server: Any) -> None:
-        if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
-        await super()._connect_to_server(server)
-
-    @staticmethod
-    def _parse_header_lines(raw: bytes) -> dict[str, str]:
-        """Return what it returns there, but without a look at each character of each name: a copy of the registry has
-        ten headers in each message, and that was a third of what it took.
-        """
-        found: dict[str, str] = {}
-        for line in raw.split(b"\r\n"):
-            name, separator, value = line.partition(b":")
-            name = name.strip()
-            if separator and name.isascii() and len(name.split()) < 2:
-                found[name.decode("ascii")] = value.strip().decode("utf-8", "replace")
-        return found
-
-    async def publish_together(self, messages: Iterable[tuple[str, bytes, bytes]]) -> None:
-        """Publish many messages, each a subject, headers and data, as ``publish`` would one after the other.
-
-        The headers are ready lines, each with its CRLF. No subject and no header is looked at, and all goes out in one
-        piece: for what this process has made itself. Raises ``ConnectionClosedError``, ``OutboundBufferLimitError`` and
-        ``MaxPayloadError``.
-        """
-        if self.is_closed or self.is_draining_pubs:
-            raise ConnectionClosedError
-        if not self.is_connected:
-            raise OutboundBufferLimitError
-        parts: list[bytes] = []
-        for subject, lines, data in messages:
-            header = b"NATS/1.0\r\n%b\r\n" % lines
-            header_size, size = len(header), len(header) + len(data)
-            if size > self.max_payload:
-                raise MaxPayloadError
-            parts += (b"HPUB %b %d %d\r\n" % (subject.encode(), header_size, size), header, data, b"\r\n")
-        if parts:
-            await self._send_command(b"".join(parts))
-            await self._flush_pending()
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        try:
-            await super()._process_msg(sid, subject, reply, data, headers)
-        except OSError:
-            raise
-        except Exception as error:
-            log.warning("message_dropped", error=type(error).__name__, size_bytes=len(data))
 
 
 class Bus:
@@ -123,7 +65,7 @@ class Bus:
         self._drain_timeout_s = drain_timeout_s
         self._subscriptions: list[Subscription] = []
         self._running: set[asyncio.Task[None]] = set()
-        self.client = _Client()
+        self.client = PatientClient()
 
     async def __aenter__(self) -> Self:
         credentials = self._credentials
