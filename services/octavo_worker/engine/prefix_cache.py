@@ -6,6 +6,7 @@ kept, and whoever finds them never writes to them.
 """
 
 import hashlib
+import itertools
 import threading
 from array import array
 from collections import OrderedDict
@@ -101,11 +102,7 @@ class PrefixCache:
     def reclaim(self, num_pages: int) -> int:
         """Give up to ``num_pages`` idle pages back to the arena; returns how many."""
         with self._lock:
-            digests = [digest for digest, _ in zip(self._idle, range(num_pages), strict=False)]
-            pages = []
-            for digest in digests:
-                del self._idle[digest]
-                pages.append(self._kept.pop(digest).page)
+            pages = self._take_idle(list(itertools.islice(self._idle, num_pages)))
         if pages:
             self._arena.free(pages, PageUse.KV)
         return len(pages)
@@ -113,13 +110,15 @@ class PrefixCache:
     def forget(self, owner: AdapterId) -> None:
         """Give all pages back that were computed with an adapter; those that somebody still uses are left alone."""
         with self._lock:
-            digests = [digest for digest in self._idle if self._kept[digest].owner == owner]
-            pages = []
-            for digest in digests:
-                del self._idle[digest]
-                pages.append(self._kept.pop(digest).page)
+            pages = self._take_idle([digest for digest in self._idle if self._kept[digest].owner == owner])
         if pages:
             self._arena.free(pages, PageUse.KV)
+
+    def _take_idle(self, digests: Sequence[PageDigest]) -> list[int]:
+        """Forget idle pages, which are the caller's to free."""
+        for digest in digests:
+            del self._idle[digest]
+        return [self._kept.pop(digest).page for digest in digests]
 
     def _use(self, digest: PageDigest) -> int:
         kept = self._kept[digest]

@@ -7,8 +7,9 @@ as well, only slower.
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 _ROTARY = "apply_rotary_pos_emb"
 """What ``transformers`` calls the function in every architecture whose attention turns queries and keys with it."""
 
+F = TypeVar("F")
 Forward = Callable[..., Tensor]
 """Takes one tensor; called with anything more, it is the module's own."""
 
@@ -78,14 +80,8 @@ def _norm_forward(module: nn.Module, dtype: torch.dtype, fused: Fused) -> Forwar
 
         return forward
 
-    rows = _probe(width, dtype)
-    expected = _tried(module, rows)
-    if expected is None:
-        return None
-    # Forms that differ in rounding only are both near; the nearest is the module's own.
-    distances = {form: _distance(normed(form)(rows), expected) for form in NormForm}
-    form = min(distances, key=lambda form: distances[form])
-    if not distances[form] <= _tolerance(dtype):
+    form = _nearest(module, _probe(width, dtype), NormForm, normed)
+    if form is None:
         return None
     fused.norms[module] = NormWeights(frozen, form, eps)
     return normed(form)
@@ -110,13 +106,8 @@ def _mlp_forward(module: nn.Module, dtype: torch.dtype, fused: Fused) -> Forward
 
         return forward
 
-    rows = _probe(gate_proj.in_features, dtype)
-    expected = _tried(module, rows)
-    if expected is None:
-        return None
-    distances = {activation: _distance(gated(activation)(rows), expected) for activation in Activation}
-    activation = min(distances, key=lambda activation: distances[activation])
-    if not distances[activation] <= _tolerance(dtype):
+    activation = _nearest(module, _probe(gate_proj.in_features, dtype), Activation, gated)
+    if activation is None:
         return None
     fused.mlps[module] = activation
     return gated(activation)
@@ -172,6 +163,18 @@ def _turns_alike(original: Callable[..., tuple[Tensor, Tensor]], dim: int, dtype
         return False
     got = _rotary(original)(heads, heads[:, :1], cos, sin)
     return all(_distance(one, other) <= _tolerance(dtype) for one, other in zip(got, expected, strict=True))
+
+
+def _nearest(module: nn.Module, rows: Tensor, forms: Iterable[F], forward_in: Callable[[F], Forward]) -> F | None:
+    """Return the form in which a forward gives what the module's own code makes of ``rows``; None: in none of them."""
+    expected = _tried(module, rows)
+    if expected is None:
+        return None
+    # Forms that differ in rounding only are both near; the nearest is the module's own.
+    distances = {form: _distance(forward_in(form)(rows), expected) for form in forms}
+    form = min(distances, key=lambda form: distances[form])
+    # Not a number is no distance.
+    return form if distances[form] <= _tolerance(rows.dtype) else None
 
 
 def _probe(width: int, dtype: torch.dtype) -> Tensor:
