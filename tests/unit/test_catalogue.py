@@ -60,7 +60,7 @@ def test_a_page_merges_what_is_ones_own_and_what_ones_tenant_was_granted(tmp_pat
 def test_a_search_looks_at_so_many_names_and_says_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("octavo_identity.catalogue._NAMES_MAX", 10)
+    monkeypatch.setattr("octavo_identity.adapter_tables._NAMES_MAX", 10)
     catalogue = filled(
         tmp_path / "view",
         *(event(f"home/a{number:02}", "bob@home" if number == 25 else "alice@home", "*@home") for number in range(30)),
