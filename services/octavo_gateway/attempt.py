@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def adapter_key(self) -> PackKey | None:
-        return (self.adapter.adapter_id, self.adapter.digest) if self.adapter else None
+        return self.adapter.pack_key if self.adapter else None
 
 
 @dataclass(frozen=True)

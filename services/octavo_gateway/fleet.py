@@ -59,7 +59,7 @@ class FleetView:
             view.is_synced, view.tiers = False, {}
         if view.is_synced:
             for placed in heartbeat.placed:
-                key = (placed.adapter_id, placed.digest)
+                key = placed.pack_key
                 if placed.tier is Tier.COLD:
                     view.tiers.pop(key, None)
                 else:

@@ -44,7 +44,7 @@ class Planner:
         An unknown worker gets its order too: orders are idempotent, and the manager may have just started.
         """
         adapter = demand.adapter
-        key = (adapter.adapter_id, adapter.digest)
+        key = adapter.pack_key
         order = (demand.worker_id, key)
         self._popularity.asked(adapter.adapter_id, now_ms)
         if worker is not None and (placed := worker.placed.get(key)) is not None:
@@ -94,7 +94,7 @@ class Planner:
 
     def commanded(self, worker_id: WorkerId, order: Evict, now_ms: float) -> None:
         """The worker dropped an adapter on somebody's command: the next demand for it must order it again."""
-        place = (worker_id, (order.adapter_id, order.digest))
+        place = (worker_id, order.pack_key)
         self._ordered.pop(place, None)
         _remember(self._evicted, place, now_ms)
 
@@ -102,7 +102,7 @@ class Planner:
         """The worker obeyed: what it still holds in the tier above ages by the score of what left."""
         for tier, below in _BELOW.items():
             if below is order.tier:
-                self._policy(worker_id, tier).evicted((order.adapter_id, order.digest))
+                self._policy(worker_id, tier).evicted(order.pack_key)
 
     def forget(self, worker_id: WorkerId) -> None:
         """Drop what is remembered of a worker that is gone."""
@@ -113,7 +113,7 @@ class Planner:
 
     def _follow(self, worker_id: WorkerId, worker: WorkerView, tier: Tier, now_ms: float) -> None:
         policy = self._policy(worker_id, tier)
-        held = {(placed.adapter_id, placed.digest): placed for placed in worker.in_tier(tier)}
+        held = {placed.pack_key: placed for placed in worker.in_tier(tier)}
         for key in [key for key in policy.keys() if key not in held]:  # noqa: SIM118 - not a dict
             policy.dropped(key)
         for key, placed in held.items():
@@ -123,7 +123,7 @@ class Planner:
     def _use(self, policy: EvictionPolicy[PackKey], placed: Placed, now_ms: float) -> None:
         constant_ms, ms_per_mib = _RELOAD_MS[placed.tier]
         policy.used(
-            (placed.adapter_id, placed.digest),
+            placed.pack_key,
             placed.size_bytes,
             cost_ms=constant_ms + ms_per_mib * placed.size_bytes / 2**20,
             # At least one use: it was loaded for somebody, if before this manager's time.

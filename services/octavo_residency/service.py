@@ -83,7 +83,7 @@ class Residency:
         Workers that turn out not to hold it count as evicted; those that do not answer are in neither list.
         """
         adapter = command.adapter
-        key = (adapter.adapter_id, adapter.digest)
+        key = adapter.pack_key
         order = Evict(adapter.adapter_id, adapter.digest, command.tier)
         # A worker of which a snapshot is still awaited, or whose load has just been ordered, may hold it unheard.
         unheard = {*self._fleet.incomplete(), *self._planner.ordered_to(key, now_ms())}

@@ -56,7 +56,7 @@ class FleetView:
             known.is_complete = True
         # Deltas after a gap are applied too: each is true by itself, only what the gap held is missing.
         for placed in heartbeat.placed:
-            key = (placed.adapter_id, placed.digest)
+            key = placed.pack_key
             if placed.tier is Tier.COLD:
                 known.placed.pop(key, None)
             else:

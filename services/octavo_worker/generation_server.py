@@ -90,7 +90,7 @@ class GenerationServer:
             return
         self._leases.heard(generate.gateway_id)
         adapter = generate.adapter
-        found = self._loader.find((adapter.adapter_id, adapter.digest)) if adapter else Tier.BASE
+        found = self._loader.find(adapter.pack_key) if adapter else Tier.BASE
         request = OpenRequest(generate, message.reply, found, trace.INVALID_SPAN)
         attempts = self._open.those(lambda other: other.generate.request_id == generate.request_id)
         if any(other.generate.attempt >= generate.attempt for other in attempts):

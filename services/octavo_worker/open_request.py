@@ -38,7 +38,7 @@ class OpenRequest:
     @property
     def key(self) -> PackKey | None:
         adapter = self.generate.adapter
-        return (adapter.adapter_id, adapter.digest) if adapter else None
+        return adapter.pack_key if adapter else None
 
     def sequence_request(self) -> SequenceRequest:
         """Return what the engine is asked."""

@@ -32,4 +32,4 @@ class Orders:
 
     async def evict(self, order: Evict) -> OrderDone:
         """Drop the copies above the ordered tier, or say that the adapter is in use."""
-        return await self._loader.evict((order.adapter_id, order.digest), order.tier)
+        return await self._loader.evict(order.pack_key, order.tier)

@@ -143,7 +143,7 @@ async def test_manager_keeps_every_tier_below_its_high_water(
             await rig.caller.ask(adapter)
             if tier is not Tier.RESIDENT:
                 # A tier's nearest copies are what the manager relieves; copies of what is nearer are the worker's.
-                await rig.worker.loader.evict((adapter.adapter_id, adapter.digest), tier)
+                await rig.worker.loader.evict(adapter.pack_key, tier)
 
         def is_relieved(seen: View) -> bool:
             if not seen.workers or seen.num_evicts_ordered == 0:

@@ -60,14 +60,14 @@ async def test_nothing_is_left_on_any_tier_and_the_neighbour_stays(rig: Rig, tie
     await bring(rig, other, Tier.RESIDENT)
     await bring(rig, handle, tier)
     warm = rig.worker._parts.warm
-    pack = warm._packs.get((handle.adapter_id, handle.digest))
+    pack = warm._packs.get(handle.pack_key)
     assert (pack is None) == (tier is Tier.LOCAL)
     assert len(files(rig)) == 2
     for _ in range(2):
         await erase(rig, handle)
         assert is_gone(rig, handle)
     assert rig.engine.forgotten == [handle.adapter_id] * 2
-    assert [key for key, _, _ in rig.engine.residency()] == [(other.adapter_id, other.digest)]
+    assert [key for key, _, _ in rig.engine.residency()] == [other.pack_key]
     assert len(files(rig)) == 1
     if pack is not None:
         assert not any(pack), "its memory was overwritten"
@@ -88,7 +88,7 @@ async def test_running_and_waiting_requests_end_by_name(store_settings: StoreSet
         assert {(await talk.until_end()).error_code for talk in running} == {"adapter_erased"}
         assert len((await neighbour.until_end()).tokens) == 40
         assert is_gone(rig, handle)
-        assert rig.worker.loader._device.num_pins((handle.adapter_id, handle.digest)) == 0
+        assert rig.worker.loader._device.num_pins(handle.pack_key) == 0
 
 
 async def test_a_load_that_is_under_way_ends_by_name_and_leaves_nothing(rig: Rig) -> None:
@@ -129,7 +129,7 @@ async def test_a_worker_that_hears_nothing_lets_go_of_all_that_was_opened(
         rig.keys.is_away = True
         assert (await talk.until_end()).error_code == "adapter_unavailable"
         async with asyncio.timeout(10):
-            while rig.worker.loader.find((handle.adapter_id, handle.digest)) is not Tier.LOCAL:
+            while rig.worker.loader.find(handle.pack_key) is not Tier.LOCAL:
                 await asyncio.sleep(0.02)
         # What is on the disk does not open without a key; the base needs none.
         assert (await rig.caller.ask(handle)).error_code == "adapter_unavailable"

@@ -111,7 +111,7 @@ async def test_a_load_that_meets_an_eviction_brings_the_rows_back(
         await rig.caller.ask(adapter)
         engine.before_evict = lambda: may_leave.wait(10)
         leaving = asyncio.create_task(evict(rig, adapter, Tier.WARM))
-        key = (adapter.adapter_id, adapter.digest)
+        key = adapter.pack_key
         while rig.worker.loader.find(key) is Tier.RESIDENT:
             await asyncio.sleep(0.01)
         loading = asyncio.create_task(rig.worker.loader.load(adapter))

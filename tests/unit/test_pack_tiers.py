@@ -64,12 +64,12 @@ async def test_a_pack_that_is_not_what_its_digest_says_is_refused_and_kept_nowhe
         with pytest.raises(AdapterUnavailable, match="was changed"):
             await tiers.fetch(handle)
         await tiers.settle()
-        assert tiers.find((handle.adapter_id, handle.digest)) is Tier.COLD
+        assert tiers.find(handle.pack_key) is Tier.COLD
 
 
 async def test_what_was_swapped_behind_the_check_is_never_used(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     handle = handle_of(GOOD)
-    key = (handle.adapter_id, handle.digest)
+    key = handle.pack_key
     tiers = tiers_of(tmp_path, threads, handle, GOOD, EVIL)
     found = await tiers.fetch(handle)
     assert (digest_of(found.pack), found.tier) == (handle.digest, Tier.COLD)
@@ -90,7 +90,7 @@ async def test_a_swapped_copy_nearby_is_dropped_and_the_next_tier_asked(
     tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
     handle = handle_of(GOOD)
-    key = (handle.adapter_id, handle.digest)
+    key = handle.pack_key
     tiers = tiers_of(tmp_path, threads, handle, GOOD)
     tiers.warm.put(key, EVIL, 1.0)
     await tiers.local.write(key, sealed_for(handle, EVIL), 1.0)

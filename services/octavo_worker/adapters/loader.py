@@ -106,7 +106,7 @@ class Loader:
         self.check_not_erased(handle.adapter_id)
         if handle.base != self._base:
             raise BaseMismatch(adapter_base=handle.base, served_base=self._base)
-        key = (handle.adapter_id, handle.digest)
+        key = handle.pack_key
         flight = self._flights.get(key)
         if flight is not None and flight.target is not Tier.RESIDENT and target is Tier.RESIDENT:
             # A prefetch to the host is under way and more is wanted: it is warm when that ends, however it ends.
@@ -120,7 +120,7 @@ class Loader:
 
     async def load_when_ordered(self, handle: AdapterHandle, grace_ms: float) -> Loaded:
         """As ``load`` to the device, but leave it to somebody else's order to begin for ``grace_ms``."""
-        key = (handle.adapter_id, handle.digest)
+        key = handle.pack_key
         if key not in self._flights and key not in self._device:
             begun = self._begun.setdefault(key, asyncio.Event())
             with contextlib.suppress(TimeoutError):

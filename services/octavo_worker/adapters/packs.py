@@ -86,7 +86,7 @@ class PackTiers:
         ``BaseMismatch``, ``AdapterErased``, or ``AdapterUnavailable`` when S3 has it not, has something else or does
         not answer, or when identity gives no key.
         """
-        key = (handle.adapter_id, handle.digest)
+        key = handle.pack_key
         if (pack := self.warm.get(key)) is not None:
             if (found := await self._verified(handle, pack, Tier.WARM, 0.0)) is not None:
                 return found

@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from octavo_shared.messages.generation import AdapterHandle, Tier
-from octavo_shared.references import AdapterId, Digest, Fingerprint, WorkerId
+from octavo_shared.references import AdapterId, Digest, Fingerprint, PackKey, WorkerId
 
 HEARTBEAT_INTERVAL_MS = 500
 HEARTBEAT_TIMEOUT_MS = 2_500
@@ -25,6 +25,11 @@ class Placed(msgspec.Struct, frozen=True):
     tier: Tier
     size_bytes: int
     num_pins: int = 0
+
+    @property
+    def pack_key(self) -> PackKey:
+        """What caches know its pack by."""
+        return (self.adapter_id, self.digest)
 
 
 class TierUse(msgspec.Struct, frozen=True):
@@ -84,6 +89,11 @@ class Evict(msgspec.Struct, frozen=True):
     adapter_id: AdapterId
     digest: Digest
     tier: Tier
+
+    @property
+    def pack_key(self) -> PackKey:
+        """What caches know its pack by."""
+        return (self.adapter_id, self.digest)
 
 
 class OrderDone(msgspec.Struct, frozen=True):

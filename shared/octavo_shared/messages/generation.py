@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from octavo_shared.errors import Refusal
-from octavo_shared.references import AdapterId, Digest, Fingerprint, TenantId, WorkerId
+from octavo_shared.references import AdapterId, Digest, Fingerprint, PackKey, TenantId, WorkerId
 
 
 class Tier(StrEnum):
@@ -43,6 +43,11 @@ class AdapterHandle(msgspec.Struct, frozen=True):
     ticket: bytes = b""
     """Proves to identity, for a while, that it gave this handle to somebody who may use the adapter: what data keys
     are handed out for. Empty in a handle that only says where something is."""
+
+    @property
+    def pack_key(self) -> PackKey:
+        """What caches know its pack by."""
+        return (self.adapter_id, self.digest)
 
 
 class Sampling(msgspec.Struct, frozen=True):
