@@ -112,7 +112,7 @@ StepEvent = SequenceStarted | TokensDecoded | SequenceFinished | SequenceFailed
 
 @dataclass(eq=False)
 class Sequence:
-    """The engine's own record. Touched by the engine's thread only, once it has left the inbox."""
+    """The engine's own record. Touched by the stepping thread only, once the intake has handed it over."""
 
     request: SequenceRequest
     order: int
