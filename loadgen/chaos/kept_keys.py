@@ -10,7 +10,7 @@ from octavo_shared.errors import AdapterErased, DependencyUnavailable
 from octavo_shared.references import AdapterId
 
 _POLL_S = 0.02
-"""A pack is stored and an event appended under a key before anybody can erase what it is of, which takes longer."""
+_KEPT_S = 20.0
 
 
 class KeptKeys(DataKeys):
@@ -18,18 +18,33 @@ class KeptKeys(DataKeys):
 
     _kept: dict[AdapterId, bytes]
     _after = 0
+    _num_begun = 0
+    _num_whole = 0
 
     async def follow(self) -> None:
         """Keep for ever what comes."""
         self._kept = {}
         while True:
+            self._num_begun += 1
             try:
                 while await self._keep_next():
                     pass
+                self._num_whole = self._num_begun
             except DependencyUnavailable:
                 # Nor can anybody else make a key, or destroy one.
                 pass
             await asyncio.sleep(_POLL_S)
+
+    async def has_all(self) -> bool:
+        """Tell, once it is so, that all keys are kept that were there when this was called; False: not in time."""
+        num_begun = self._num_begun
+        try:
+            async with asyncio.timeout(_KEPT_S):
+                while self._num_whole <= num_begun:  # noqa: ASYNC110 - passes have no event to wait for
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            return False
+        return True
 
     async def _keep_next(self) -> bool:
         found = await self._stream.get_next(self._after + 1, subjects.data_key("*"))

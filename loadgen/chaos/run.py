@@ -76,7 +76,7 @@ async def run(plan: Plan, folder: Path, report: Callable[[str], None]) -> Result
         keeping = asyncio.create_task(keys.follow(), name="keep keys")
         stack.push_async_callback(end, keeping)
         record, signer = Record(), dsse.Signer(secrets.token_bytes(32))
-        writers = await stack.enter_async_context(_writers(plan, deployment, record, signer))
+        writers = await stack.enter_async_context(_writers(plan, deployment, record, signer, keys))
         chaos = Chaos(deployment, operator, plan.pace, Random(f"{plan.seed} faults"), report)
         duration_s = await _write_under_faults(plan, writers, chaos, record, report)
         await until_healthy(deployment)
@@ -112,7 +112,7 @@ async def _write_under_faults(
 
 @asynccontextmanager
 async def _writers(
-    plan: Plan, deployment: Deployment, record: Record, signer: dsse.Signer
+    plan: Plan, deployment: Deployment, record: Record, signer: dsse.Signer, keys: KeptKeys
 ) -> AsyncIterator[list[Writer]]:
     """Yield writers with a connection and a key each; one principal owns all adapters, and signs with ``signer``."""
     store = ObjectStore(deployment.settings)
@@ -141,6 +141,7 @@ async def _writers(
                 files,
                 record,
                 Random(f"{plan.seed} writer {number}"),
+                keys.has_all,
             )
             for number, (bus, owner) in enumerate(zip(buses, owners, strict=True))
         ]

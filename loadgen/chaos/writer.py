@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -81,6 +81,7 @@ class Writer:
     files: Sequence[TinyAdapter]
     record: Record
     random: Random
+    has_keys: Callable[[], Awaitable[bool]]
     _repeats: list[_Repeat] = field(default_factory=list)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -93,6 +94,9 @@ class Writer:
             call = choose_call(self.random, known, digests, may_erase=adapter == self.own)
             if isinstance(call, h.Resolve):
                 await self._read(self.adapters.choose_to_read(self.random, adapter), call)
+            elif isinstance(call, h.Erase) and not await self.has_keys():
+                # What would be erased now could not be checked afterwards.
+                continue
             elif isinstance(call, h.Import):
                 await self._import(adapter, call)
             else:
