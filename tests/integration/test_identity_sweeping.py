@@ -127,6 +127,7 @@ class ShrinkingHeads(HeadStore):
     """A stream that is set back to an older state, as from a backup, and keeps its date of creation."""
 
     def __init__(self, num_events: int) -> None:
+        self._fields = None
         self.num_events = num_events
 
     async def state(self) -> StreamState:

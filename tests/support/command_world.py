@@ -53,7 +53,10 @@ async def pushing_world(settings: StoreSettings, folder: Path) -> AsyncIterator[
 async def octavo(url: str, key: str, config: Path, *words: str) -> tuple[int, str]:
     """Run ``octavo WORDS``; returns its exit code and all that it said."""
     command = [sys.executable, "-c", "from octavo_cli.main import main; main()", *words]
-    environ = os.environ | {"OCTAVO_GATEWAY_URL": url, "OCTAVO_KEY": key, "XDG_CONFIG_HOME": str(config)}
+    # Wide, or else a long path in what it says is broken in the middle.
+    environ = os.environ | {
+        "OCTAVO_GATEWAY_URL": url, "OCTAVO_KEY": key, "XDG_CONFIG_HOME": str(config), "COLUMNS": "400",
+    }  # fmt: skip
     child = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environ
     )
