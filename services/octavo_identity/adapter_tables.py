@@ -64,13 +64,19 @@ def put(writer: sqlite3.Connection, event: RegistryEvent, head: AdapterHead, seq
     """Take over an event of an adapter, whose head is ``head`` from then on."""
     run = writer.execute
     row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
-    run("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
-    sittings.put(writer, head.name, head.tenant_id, sittings.rows_of(head))
-    run("DELETE FROM tags WHERE name = ?", (head.name,))
-    writer.executemany("INSERT INTO tags VALUES (?, ?)", [(head.name, tag) for tag in head.tags])
-    run("DELETE FROM users WHERE name = ?", (head.name,))
-    users = {(who, head.name) for who in (head.owner, *head.grants, *head.auditors)}
-    writer.executemany("INSERT INTO users VALUES (?, ?)", users)
+    sitting = sittings.rows_of(head)
+    if run("INSERT OR IGNORE INTO adapters VALUES (?, ?, ?, ?, ?)", row).rowcount:
+        # Most events of an import are the first of their adapter: nothing of its name is in any table.
+        sittings.add(writer, head.name, head.tenant_id, sitting)
+    else:
+        run("REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
+        sittings.put(writer, head.name, head.tenant_id, sitting)
+        run("DELETE FROM tags WHERE name = ?", (head.name,))
+        run("DELETE FROM users WHERE name = ?", (head.name,))
+    for tag in head.tags:
+        run("INSERT INTO tags VALUES (?, ?)", (head.name, tag))
+    for who in {head.owner, *head.grants, *head.auditors}:
+        run("INSERT INTO users VALUES (?, ?)", (who, head.name))
     if len(head.writes) == WRITES_IN_HEAD_MAX:
         # The next head forgets the oldest. Most adapters never come to this, and cost nothing here.
         run("INSERT OR REPLACE INTO writes VALUES (?, ?, ?)", (head.adapter_id, head.writes[0], sequence))

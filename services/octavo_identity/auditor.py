@@ -12,6 +12,7 @@ from octavo_identity import metrics
 from octavo_identity.audit_round import AuditRound, Passed
 from octavo_identity.checkpoints import KEPT_MAX, Checkpoints
 from octavo_identity.heads import HeadStore
+from octavo_identity.in_flight import Pause, no_pause
 from octavo_identity.projection import Projection
 from octavo_identity.signers import Signers
 from octavo_identity.statement_audit import StatementAudit
@@ -33,7 +34,7 @@ _VIEW_WAIT_S = 60.0
 _POLL_S = 0.1
 _RETRY_S = 1.0
 _KEEP_EVERY_S = 5.0
-_GROUPS_PER_S = 20
+_GROUPS_PER_S = 100
 _GROUP_MAX = 32
 """Reads that go out together."""
 _IDLE_SHARE = 3
@@ -80,12 +81,14 @@ class Auditor:
         verifier: Verifier,
         signers: Signers,
         events_per_s: int,
+        pause: Pause = no_pause,
     ) -> None:
         self._heads = heads
         self._projection = projection
         self._checkpoints = checkpoints
         self._verifier = verifier
-        self._statements = StatementAudit(heads, signers, _CONFIRM_S)
+        self._statements = StatementAudit(heads, signers, _CONFIRM_S, pause)
+        self._pause = pause
         self._events_per_s = events_per_s
         self._group = max(1, min(_GROUP_MAX, events_per_s // _GROUPS_PER_S))
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(2)}"
@@ -227,6 +230,7 @@ class Auditor:
             await self._breathe(len(notes), began_s)
 
     async def _read(self, first: int, last: int) -> list[LedgerEvent | None]:
+        await self._pause()
         found = {event.sequence: event for event in await self._heads.read_what_is_left(first, last)}
         return [found.get(sequence) for sequence in range(first, last + 1)]
 

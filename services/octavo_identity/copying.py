@@ -1,11 +1,9 @@
 """Many messages of a stream for one request, from whichever replica answers: for copies, never for a decision."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from octavo_shared import subjects
@@ -16,7 +14,9 @@ from octavo_shared.messages.ledger import LedgerEvent
 COPIED_MAX = 1_024
 _BYTES_MAX = 8 * 1024 * 1024
 _TIMEOUT_S = 4.0
-_SUBJECT, _SEQUENCE, _STATUS = "Nats-Subject", "Nats-Sequence", "Status"
+_SUBJECT, _SEQUENCE = b"\r\nNats-Subject: ", b"\r\nNats-Sequence: "
+_STATUS_AT = len(b"NATS/1.0")
+"""A space is there where a status follows, and the end of the line where none does."""
 
 
 async def copy_run(bus: Bus, stream: str, first: int, last: int) -> dict[int, LedgerEvent]:
@@ -43,8 +43,8 @@ async def _ask(bus: Bus, stream: str, request: Mapping[str, object]) -> list[Led
     found: list[LedgerEvent] = []
     ended = asyncio.get_running_loop().create_future()
 
-    async def take(message: Msg) -> None:
-        event = _event(message)
+    def take(headers: bytes, data: bytes) -> None:
+        event = _event(headers, data)
         if event is not None:
             found.append(event)
         elif not ended.done():
@@ -52,14 +52,9 @@ async def _ask(bus: Bus, stream: str, request: Mapping[str, object]) -> list[Led
 
     try:
         inbox = bus.client.new_inbox()
-        # A callback: to wait for each of a thousand messages takes longer than to look at it.
-        subscription = await bus.client.subscribe(inbox, cb=take, pending_msgs_limit=2 * COPIED_MAX)
-        try:
+        async with bus.client.collecting(inbox, take):
             await bus.client.publish(subjects.copies(stream), msgspec.json.encode(request), reply=inbox)
             await _until(ended, found)
-        finally:
-            with contextlib.suppress(NatsError):
-                await subscription.unsubscribe()
     except (NatsError, OSError) as error:
         raise DependencyUnavailable("JetStream") from error
     return found
@@ -74,9 +69,18 @@ async def _until(ended: "asyncio.Future[None]", found: list[LedgerEvent]) -> Non
             raise TimeoutError
 
 
-def _event(message: Msg) -> LedgerEvent | None:
+def _event(headers: bytes, data: bytes) -> LedgerEvent | None:
     """Return the message, or None at the end of the answer, which has a status and no sequence."""
-    headers = message.headers or {}
-    if _STATUS in headers or _SEQUENCE not in headers:
+    sequence, subject = _value(headers, _SEQUENCE), _value(headers, _SUBJECT)
+    if sequence is None or subject is None or headers[_STATUS_AT : _STATUS_AT + 1] == b" ":
         return None
-    return LedgerEvent(int(headers[_SEQUENCE]), headers[_SUBJECT], message.data)
+    return LedgerEvent(int(sequence), subject.decode(), data)
+
+
+def _value(headers: bytes, name: bytes) -> bytes | None:
+    """Return the value of the last header of that name: the server's own come behind those that were stored."""
+    begin = headers.rfind(name)
+    if begin < 0:
+        return None
+    begin += len(name)
+    return headers[begin : headers.index(b"\r\n", begin)]

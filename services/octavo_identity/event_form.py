@@ -47,10 +47,7 @@ def decode_event(stored: LedgerEvent, fields: bytes | None) -> RegistryEvent:
     Raises ``DependencyUnavailable`` when somebody damaged them.
     """
     try:
-        plain = stored.data
-        if fields is not None:
-            plain = sealed_event.open_event(stored, sealed_event.event_key(stored, fields))
-        return _decoder.decode(plain)
+        return _decoder.decode(sealed_event.open_with_fields(stored, fields) if fields is not None else stored.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, EventNotOpened) as error:
         raise _damaged(stored, error) from error
 
@@ -78,13 +75,15 @@ class Opener:
 
     def open(self, stored: LedgerEvent) -> RegistryEvent | None:
         """Return the event, or None when its adapter was erased; raises ``DependencyUnavailable`` for damage."""
+        adapter_id = subjects.adapter_of(stored.subject)
+        if adapter_id is not None and (known := self.keys.get(AdapterId(adapter_id))) is not None:
+            return decode_event(stored, known)
         owner = owner_of(stored)
         if owner is None:
             return decode_event(stored, None)
         if owner not in self.keys:
             raise _damaged(stored, "there is no data key for it")
-        fields = self.keys[owner]
-        return decode_event(stored, fields) if fields is not None else None
+        return None
 
     def key_of(self, stored: LedgerEvent) -> bytes:
         """Return what opens this event and no other; nothing for one that is in the clear, erased or damaged."""

@@ -48,7 +48,7 @@ class Places:
 
     def incarnation(self, reference: Reference) -> int:
         """Return how often the name was erased, as far as ``read`` has seen."""
-        return self._incarnations.get(reference.name, 0)
+        return self._incarnations.get(reference.name, 0) if self._incarnations else 0
 
     def adapter_id(self, reference: Reference) -> AdapterId:
         """Return the id of the adapter that has, or would get, the name, as far as ``read`` has seen."""

@@ -24,6 +24,7 @@ from octavo_identity.gate_verbs import GateVerbs
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret, read_secret
 from octavo_identity.importing import Importing
+from octavo_identity.in_flight import InFlight
 from octavo_identity.key_provider import VaultPlace
 from octavo_identity.key_source import KeySource
 from octavo_identity.keyring import Keyring
@@ -115,7 +116,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 statements = Statements(signers)
                 metering = Metering(heads, usage, projection)
                 quotas = QuotaKeeper(desk, metering, claims)
-                fleet = Fleet()
+                fleet, in_flight = Fleet(), InFlight()
                 admission = Admission(desk.bases, store, fleet)
                 pushing = Pushing(desk, staging, keys, statements, admission, quotas, settings.upload_bytes_max)
                 await bus.serve(subjects.HEARTBEAT, Heard, fleet.heard)
@@ -123,7 +124,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 ledger = Ledger(heads, projection, checkpoints, signer)
                 rate = settings.audit_events_per_s
                 audited = (heads, projection, checkpoints, signer.verifier, signers)
-                auditor = Auditor(*audited, rate) if rate else None
+                auditor = Auditor(*audited, rate, in_flight.gap) if rate else None
                 auditing = Auditing(desk, bus, auditor)
                 await bus.serve(subjects.AUDITED, AuditState, auditing.heard)
                 handlers = _handlers(
@@ -159,7 +160,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                     side_tasks.append(asyncio.create_task(auditor.run(), name="auditor"))
                     side_tasks.append(asyncio.create_task(auditing.run(auditor), name="auditing"))
                 for verb, (kind, _) in VERBS.items():
-                    handler = _bounded(verb, handlers[verb])
+                    handler = _bounded(verb, handlers[verb], in_flight)
                     await bus.serve(subjects.identity(verb), kind, handler, subjects.IDENTITY_QUEUE)
                 log.info("identity_started")
                 await _wait(stop, side_tasks)
@@ -188,12 +189,12 @@ def _handlers(*nouns: object) -> dict[str, Handler]:
     return found
 
 
-def _bounded(verb: str, handler: Handler) -> Handler:
-    """Return ``handler`` inside a span, with a deadline a little shorter than its callers'."""
+def _bounded(verb: str, handler: Handler, in_flight: InFlight) -> Handler:
+    """Return ``handler`` inside a span, counted, with a deadline a little shorter than its callers'."""
     budget_ms = _COMMIT_BUDGET_MS if verb in SLOW_VERBS else _BUDGET_MS
 
     async def handle(request: Any) -> Any:
-        with tracer.start_as_current_span(f"identity.{verb}", kind=SpanKind.SERVER):
+        with in_flight.one(), tracer.start_as_current_span(f"identity.{verb}", kind=SpanKind.SERVER):
             try:
                 async with asyncio.timeout(budget_ms / 1000) as deadline:
                     return await even(handler(request))

@@ -1,7 +1,6 @@
 """Which adapters sit on which base, in the projection's file: rows to find them by, and counts kept as they change."""
 
 import sqlite3
-from collections import Counter
 from dataclasses import dataclass
 
 from octavo_identity.records import AdapterHead
@@ -59,19 +58,23 @@ def put(writer: sqlite3.Connection, name: str, tenant_id: TenantId, rows: set[Ro
     before: set[Row] = set(writer.execute(_ROWS, (name,)))
     if before == rows:
         return
-    adapters, serving = Counter[str](), Counter[str]()
-    for number, base, is_named, is_latest in before - rows:
+    for number, *_ in before - rows:
         writer.execute(_REMOVE, (name, number))
-        adapters[base] -= is_latest
-        serving[base] -= is_named
-    for number, base, is_named, is_latest in rows - before:
+    _count(writer, tenant_id, before - rows, -1)
+    add(writer, name, tenant_id, rows - before)
+
+
+def add(writer: sqlite3.Connection, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
+    """Take in ``rows`` of the adapter, none of which is there."""
+    for number, base, is_named, is_latest in rows:
         writer.execute(_ADD_BASE, (base,))
         writer.execute(_ADD, (name, number, base, is_named, is_latest))
-        adapters[base] += is_latest
-        serving[base] += is_named
-    for base in adapters:
-        if adapters[base] or serving[base]:
-            writer.execute(_COUNT, (base, tenant_id, adapters[base], serving[base]))
+    _count(writer, tenant_id, rows, 1)
+
+
+def _count(writer: sqlite3.Connection, tenant_id: TenantId, rows: set[Row], times: int) -> None:
+    for _, base, is_named, is_latest in rows:
+        writer.execute(_COUNT, (base, tenant_id, times * is_latest, times * is_named))
 
 
 def counts(reader: sqlite3.Connection, tenant_id: TenantId | None) -> dict[Fingerprint, Counts]:

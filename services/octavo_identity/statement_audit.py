@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from octavo_identity.heads import HeadStore
+from octavo_identity.in_flight import Pause
 from octavo_identity.signers import Signers
 from octavo_shared import subjects
 from octavo_shared.ledger_statements import KnownKeys, StatementRefused, check_made, made_by
@@ -46,10 +47,11 @@ class StatementAudit:
     What does not open is not judged: it is of an erased adapter, or damaged, which its leaf or its data key tells.
     """
 
-    def __init__(self, heads: HeadStore, signers: Signers, confirm_s: float) -> None:
+    def __init__(self, heads: HeadStore, signers: Signers, confirm_s: float, pause: Pause) -> None:
         self._heads = heads
         self._signers = signers
         self._confirm_s = confirm_s
+        self._pause = pause
         self._believed_s = float("-inf")
         self._known: dict[str, _Known] = {}
         self.num_reads = 0
@@ -78,6 +80,7 @@ class StatementAudit:
     async def _open(self, events: Sequence[LedgerEvent]) -> list[LedgerEvent]:
         owned = [event for event in events if subjects.adapter_of(event.subject) is not None]
         self.num_reads += len({event.subject for event in owned})
+        await self._pause()
         opener = await self._heads.opener(owned)
         opened = []
         for event in owned:
@@ -97,12 +100,12 @@ class StatementAudit:
             if any(one.keys is None and one.sequence for one in known):
                 # The event of these keys is not what it was, which is a finding of its own.
                 continue
+            # Two signatures take half a millisecond, for which nobody else should wait.
+            await self._pause()
             try:
                 check_made(made, {one.keys.principal: one.keys for one in known if one.keys is not None})
             except StatementRefused as error:
                 found.append(BadStatement(event.sequence, error.problem))
-            # Two signatures take half a millisecond, for which nobody else should wait in a row.
-            await asyncio.sleep(0)
         return found
 
     async def _known_before(self, principal: str, sequence: int, remembered: Tree | None) -> _Known:

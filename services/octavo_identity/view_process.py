@@ -5,6 +5,7 @@ input and output, in frames of four bytes of length and MessagePack: one answer 
 """
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import sys
@@ -29,6 +30,8 @@ from octavo_shared.telemetry import start_telemetry
 LENGTH_BYTES = 4
 _NICENESS = 10
 """Requests, and what they wait for, come first where processors are few."""
+_NICENESS_OF_SESSION = 5
+"""A third of what another session gets: enough to go on where many are busy."""
 
 Exact = Callable[[int], Awaitable[bytes]]
 """So many bytes; raises ``IncompleteReadError`` at the end."""
@@ -139,9 +142,19 @@ async def _run() -> None:
         catalogue.close()
 
 
+def _give_way() -> None:
+    """Let requests, registrations and the server that both wait for come first."""
+    os.nice(_NICENESS)
+    # Where Linux shares its processors out among sessions, niceness counts within one only: this gets its own.
+    # That its parent has ended is told by the input, as before.
+    with contextlib.suppress(OSError):
+        os.setsid()
+        Path("/proc/self/autogroup").write_text(str(_NICENESS_OF_SESSION))
+
+
 def main() -> None:
     """Carry out orders until the input ends."""
-    os.nice(_NICENESS)
+    _give_way()
     start_telemetry("identity-view", "warning")
     spare_collections()
     asyncio.run(_run())

@@ -76,7 +76,7 @@ def is_sealed(event: LedgerEvent) -> bool:
 def event_key(event: LedgerEvent, fields: bytes) -> bytes:
     """Return the key that opens this event and no other; raises ``EventNotOpened``."""
     stored = outside_of(event)
-    return _mac(fields, stored.sealed[:_SALT_BYTES] + _place(event.subject, stored))
+    return _key(stored, _place(event.subject, stored), fields)
 
 
 def open_event(event: LedgerEvent, key: bytes) -> bytes:
@@ -85,12 +85,27 @@ def open_event(event: LedgerEvent, key: bytes) -> bytes:
     There is one key, and one text, that any event opens with.
     """
     stored = outside_of(event)
+    return _open(stored, _place(event.subject, stored), key) if stored.sealed else event.data
+
+
+def open_with_fields(event: LedgerEvent, fields: bytes) -> bytes:
+    """Return what ``open_event`` does with the event's ``event_key``; raises ``EventNotOpened``."""
+    stored = outside_of(event)
     if not stored.sealed:
         return event.data
+    place = _place(event.subject, stored)
+    return _open(stored, place, _key(stored, place, fields))
+
+
+def _key(stored: StoredEvent, place: bytes, fields: bytes) -> bytes:
+    return _mac(fields, stored.sealed[:_SALT_BYTES] + place)
+
+
+def _open(stored: StoredEvent, place: bytes, key: bytes) -> bytes:
     if len(key) != KEY_BYTES or not hmac.compare_digest(_commitment(key), stored.sealed[_SALT_BYTES:_HEADER_BYTES]):
         raise EventNotOpened("the key is another event's")
     try:
-        return _cipher(key).decrypt(_NONCE, stored.sealed[_HEADER_BYTES:], _place(event.subject, stored))
+        return _cipher(key).decrypt(_NONCE, stored.sealed[_HEADER_BYTES:], place)
     except (InvalidTag, ValueError):
         raise EventNotOpened("the event was changed") from None
 

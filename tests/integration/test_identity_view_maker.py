@@ -1,11 +1,13 @@
 """The process that makes the view when it is far behind: the same view, and what happens when it fails."""
 
 import asyncio
+import os
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from octavo_identity import projection as projection_module
@@ -89,6 +91,25 @@ async def test_a_view_that_is_far_behind_is_made_by_a_process_of_its_own(one: Pa
         assert one.keys.fields.get(adapter_id) == await fields.read(adapter_id)
     assert maker._child is None, "it ended when nothing followed any more"
     projection.close()
+
+
+async def test_the_process_gives_way_within_its_session_and_among_sessions(
+    one: Parts, url: str, tmp_path: Path
+) -> None:
+    state = await one.heads.state()
+    maker = ViewMaker(tmp_path / "nice.sqlite", url, "", key_source(one.ids))
+    Projection(tmp_path / "nice.sqlite").close()
+    try:
+        await maker.apply(1, state.last_sequence, Position(state.created, 8))
+        assert maker._child is not None
+        child = psutil.Process(maker._child.pid)
+        assert child.nice() == min(19, os.nice(0) + 10)
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
+        group = Path(f"/proc/{child.pid}/autogroup")
+        if group.exists() and "autogroup" in group.read_text():
+            assert group.read_text().split()[-1] == "5"
+    finally:
+        await maker.rest()
 
 
 async def test_a_process_that_fails_costs_time_and_nothing_else(one: Parts, url: str, tmp_path: Path) -> None:

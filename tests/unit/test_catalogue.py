@@ -172,3 +172,21 @@ def test_a_crash_of_the_machine_cannot_damage_the_file(tmp_path: Path) -> None:
     assert catalogue._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert catalogue._writer.execute("PRAGMA synchronous").fetchone() == (1,)
     catalogue.close()
+
+
+def test_what_is_first_of_its_adapter_and_what_is_not_leave_the_same_rows(tmp_path: Path) -> None:
+    pushes = [event("home/a", "alice@home", "bob@home"), event("home/b", "alice@home")]
+    later = [event("home/a", "alice@home", "bob@home", number=2)]
+    tables = ("adapters", "tags", "users", "sittings", "base_counts")
+
+    def rows(catalogue: Catalogue) -> list[list[tuple[object, ...]]]:
+        return [catalogue._reader.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in tables]
+
+    once = filled(tmp_path / "once", *pushes, *later)
+    twice = filled(tmp_path / "twice", *pushes, *pushes, *later)
+    assert rows(once) == rows(twice)
+    assert names(twice, "bob@home") == ["home/a"]
+    (counts,) = twice.count_bases(None).values()
+    assert (counts.num_adapters, counts.num_serving) == (2, 2)
+    for catalogue in (once, twice):
+        catalogue.close()

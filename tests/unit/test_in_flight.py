@@ -1,0 +1,47 @@
+"""Work that can wait waits for requests, and is never kept from going on."""
+
+import asyncio
+
+from octavo_identity.in_flight import InFlight
+
+
+async def test_a_gap_comes_when_the_last_request_ends() -> None:
+    in_flight = InFlight(wait_max_s=10)
+    await asyncio.wait_for(in_flight.gap(), 1)
+    with in_flight.one():
+        with in_flight.one():
+            waiting = asyncio.create_task(in_flight.gap())
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_a_request_that_comes_at_once_is_waited_for_too() -> None:
+    in_flight = InFlight(wait_max_s=10)
+    waiting = asyncio.create_task(in_flight.gap())
+    await asyncio.sleep(0)
+    with in_flight.one():
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 1)
+
+
+async def test_where_there_always_is_a_request_the_work_goes_on() -> None:
+    in_flight = InFlight(wait_max_s=0.02)
+    loop = asyncio.get_running_loop()
+    with in_flight.one():
+        began_s = loop.time()
+        for _ in range(3):
+            await in_flight.gap()
+        assert 0.06 <= loop.time() - began_s < 5
+
+
+async def test_a_request_that_fails_is_no_longer_in_flight() -> None:
+    in_flight = InFlight(wait_max_s=10)
+    try:
+        with in_flight.one():
+            raise ValueError
+    except ValueError:
+        pass
+    await asyncio.wait_for(in_flight.gap(), 1)
