@@ -60,13 +60,13 @@ bench-signing: $(STAMP)  ## what signed statements cost a push and a reader; som
 bench-peers: base $(PEERS_STAMP)  ## the engine against PEFT and vLLM on this CPU; about twenty minutes
 	@$(BIN)/python -m bench.peers
 
-bench-registry: $(STAMP)  ## a million adapters in a real registry; some twenty-five minutes and 8 GB of disk
+bench-registry: $(STAMP)  ## a million adapters in a real registry; some twelve minutes and 5 GB of disk
 	@$(BIN)/python -m bench.registry
 
 chaos-partition: $(STAMP)  ## how late a revocation may be for whoever reaches only a leader that is cut off; four minutes
 	@$(BIN)/python -m chaos.partition
 
-chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; about five minutes
+chaos-registry: $(STAMP)  ## faults under a replicated registry that is written to; five to ten minutes
 	@$(BIN)/python -m chaos.registry
 
 $(PEERS_STAMP):

@@ -34,6 +34,8 @@ async def erase(rig: Rig, handle: AdapterHandle) -> None:
 async def bring(rig: Rig, handle: AdapterHandle, tier: Tier) -> None:
     """Leave the adapter on ``tier`` and on no tier above."""
     assert (await rig.caller.ask(handle)).started.digest == handle.digest
+    # No request waits for the disk, so the file may come after the answer.
+    await rig.worker.loader._packs.settle()
     if tier is not Tier.RESIDENT:
         order = Evict(handle.adapter_id, handle.digest, tier)
         done = await rig.caller.bus.request(subjects.worker("w1", "evict"), order, OrderDone, timeout_s=5)
