@@ -35,8 +35,8 @@ _POLL_S = 0.1
 _RETRY_S = 1.0
 _KEEP_EVERY_S = 5.0
 _GROUPS_PER_S = 100
+"""Many, and so small ones: what is read together is taken in together, and a request that comes then waits for it."""
 _GROUP_MAX = 32
-"""Reads that go out together."""
 _IDLE_SHARE = 3
 """Reading takes a quarter of the time at most: where others wait too, reads take longer, and the audit gives way."""
 _BACK_MAX = 32
@@ -87,8 +87,9 @@ class Auditor:
         self._projection = projection
         self._checkpoints = checkpoints
         self._verifier = verifier
-        self._statements = StatementAudit(heads, signers, _CONFIRM_S, pause)
+        self._statements = StatementAudit(heads, signers, _CONFIRM_S, self._give_way)
         self._pause = pause
+        self._paused_s = 0.0
         self._events_per_s = events_per_s
         self._group = max(1, min(_GROUP_MAX, events_per_s // _GROUPS_PER_S))
         self._replica = f"{socket.gethostname()}-{secrets.token_hex(2)}"
@@ -230,7 +231,7 @@ class Auditor:
             await self._breathe(len(notes), began_s)
 
     async def _read(self, first: int, last: int) -> list[LedgerEvent | None]:
-        await self._pause()
+        await self._give_way()
         found = {event.sequence: event for event in await self._heads.read_what_is_left(first, last)}
         return [found.get(sequence) for sequence in range(first, last + 1)]
 
@@ -251,10 +252,17 @@ class Auditor:
         if (await self._heads.state()).created != self._record.created:
             raise DependencyUnavailable("the stream that the audit began with")
 
+    async def _give_way(self) -> None:
+        """Wait for a moment without requests."""
+        began_s = asyncio.get_running_loop().time()
+        await self._pause()
+        self._paused_s += asyncio.get_running_loop().time() - began_s
+
     async def _breathe(self, num_reads: int, began_s: float) -> None:
         """Sleep so long that the rate is kept and that others come first."""
-        took_s = asyncio.get_running_loop().time() - began_s
-        await asyncio.sleep(max(num_reads / self._events_per_s - took_s, _IDLE_SHARE * took_s))
+        passed_s, paused_s = asyncio.get_running_loop().time() - began_s, self._paused_s
+        self._paused_s = 0.0
+        await asyncio.sleep(max(num_reads / self._events_per_s - passed_s, _IDLE_SHARE * (passed_s - paused_s)))
 
     def _report(self, findings: list[AuditFinding]) -> None:
         for one in findings:
