@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
 import msgspec
@@ -20,8 +19,7 @@ _TIMEOUT_S = 8.0
 """The server drops a batch that stands still for 10 s."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One message, to be stored only if the last one on its subject still is at ``previous_sequence``."""
 
     subject: str

@@ -26,6 +26,7 @@ from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.messages.privacy import ERASURES_MAX, Erasures
 from octavo_shared.references import AdapterId, TenantId
 from octavo_shared.seal import new_key
+from octavo_shared.sealed_event import field_key
 from octavo_shared.telemetry import log
 
 _ATTEMPTS_MAX = 8
@@ -87,7 +88,10 @@ class DataKeys:
         return key
 
     async def make_all(self, owners: Sequence[tuple[TenantId, AdapterId]]) -> dict[AdapterId, bytes]:
-        """Return data keys of adapters most of which have none yet: made in atomic batches; raises as ``make``."""
+        """Make data keys of adapters most of which have none yet, in atomic batches, and return their field keys.
+
+        Raises as ``make`` does.
+        """
         made: dict[AdapterId, bytes] = {}
         for run in _runs(owners, BATCH_MAX):
             try:
@@ -95,7 +99,7 @@ class DataKeys:
             except (RevisionConflict, BatchRefused):
                 # Some have one, and which is not known.
                 keys = await _gather([self.make(*owner) for owner in run])
-                made |= {adapter_id: key for (_, adapter_id), key in zip(run, keys, strict=True)}
+                made |= {adapter_id: field_key(key) for (_, adapter_id), key in zip(run, keys, strict=True)}
         return made
 
     async def _make_batch(self, owners: Sequence[tuple[TenantId, AdapterId]]) -> dict[AdapterId, bytes]:
@@ -104,9 +108,7 @@ class DataKeys:
         keys = {adapter_id: new_key() for _, adapter_id in owners}
         entries = [await self._entry(subjects.data_key(one), tenant, keys[one]) for tenant, one in owners]
         await append_batch(self._bus, entries)
-        for adapter_id, key in keys.items():
-            self.fields.keep(adapter_id, key)
-        return keys
+        return {adapter_id: self.fields.keep(adapter_id, key) for adapter_id, key in keys.items()}
 
     async def copy(self, adapter_ids: Sequence[AdapterId]) -> dict[AdapterId, bytes | None]:
         """Return the data keys of many adapters, None for one that was destroyed; what has none is left out.

@@ -1,6 +1,7 @@
 """What all verbs share: who asks, which adapter is meant, and how a head is shown."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -12,7 +13,7 @@ from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead, TenantHead
-from octavo_identity.registry import Append, Make, Registry
+from octavo_identity.registry import Append, Check, Make, Registry, no_check
 from octavo_identity.rights import Right, rights
 from octavo_identity.states import state_of
 from octavo_identity.tickets import Tickets
@@ -71,8 +72,8 @@ class Desk:
 
     def new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
         """Return the head of an adapter that ``key`` begins, without a revision yet. The name was just read."""
-        adapter_id = self.registry.places.adapter_id(reference)
-        return AdapterHead(adapter_id, self.ids.tenant(reference.tenant), reference.name, key.principal, 0, (), {})
+        place = self.registry.places.now(reference)
+        return AdapterHead(place.adapter_id, place.tenant_id, reference.name, key.principal, 0, (), {})
 
     async def change(
         self, reference: Reference, key: KeyHead, write: str, make: Make, *, is_for_strangers: bool = False
@@ -85,10 +86,7 @@ class Desk:
         if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
             raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
 
-        def check_repeat(now: AdapterHead) -> None:
-            if not is_for_strangers:
-                access.check_see(key, now)
-
+        check_repeat: Check = no_check if is_for_strangers else partial(access.check_see, key)
         head, sequence = await self.registry.change(
             reference, key.principal, write, make, check_repeat, is_deep=not is_for_strangers
         )

@@ -30,8 +30,7 @@ class FieldKeys:
         Raises ``AdapterErased`` when one of them is.
         """
         found = {one: key for _, one in begun if (key := self.cache.get(one)) is not None}
-        made = await self._keys.make_all([owner for owner in begun if owner[1] not in found])
-        found |= {adapter_id: self.cache.get(adapter_id) or field_key(key) for adapter_id, key in made.items()}
+        found |= await self._keys.make_all([owner for owner in begun if owner[1] not in found])
         # A key never changes, so a copy of it will do.
         for adapter_id, copied in (await self.copy(known)).items():
             if copied is None:

@@ -2,15 +2,25 @@
 
 from functools import lru_cache
 
+import msgspec
+
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.records import ErasedHead, RegistryEvent
 from octavo_shared import subjects
 from octavo_shared.errors import DependencyUnavailable
-from octavo_shared.references import AdapterId, Reference
+from octavo_shared.references import AdapterId, Reference, TenantId
 
 _INCARNATIONS_MAX = 1_000
 _REMEMBERED_MAX = 4_096
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The ids of an adapter and of its tenant, and the registry subject of the adapter."""
+
+    tenant_id: TenantId
+    adapter_id: AdapterId
+    subject: str
 
 
 class Places:
@@ -30,7 +40,7 @@ class Places:
     async def read(self, reference: Reference) -> tuple[RegistryEvent, int] | None:
         """Return the last event of the adapter that has the name now, with its sequence, as the leader has it."""
         for _ in range(_INCARNATIONS_MAX):
-            found = await self._heads.read(self.subject(reference))
+            found = await self._heads.read(self.now(reference).subject)
             if found is None or not isinstance(found[0].head, ErasedHead):
                 return found
             self._incarnations[reference.name] = found[0].head.next_incarnation
@@ -41,7 +51,7 @@ class Places:
         incarnation = self._incarnations.get(reference.name, 0) - 1
         if incarnation < 0:
             return None
-        found = await self._heads.read(self._subject_of(reference, incarnation))
+        found = await self._heads.read(self._place(reference.tenant, reference.adapter, incarnation).subject)
         assert found is not None, "the name has moved on from there"
         assert isinstance(found[0].head, ErasedHead), "an adapter that was erased stays so"
         return found[0].head, found[1]
@@ -50,18 +60,10 @@ class Places:
         """Return how often the name was erased, as far as ``read`` has seen."""
         return self._incarnations.get(reference.name, 0) if self._incarnations else 0
 
-    def adapter_id(self, reference: Reference) -> AdapterId:
-        """Return the id of the adapter that has, or would get, the name, as far as ``read`` has seen."""
-        return self._place(reference.tenant, reference.adapter, self.incarnation(reference))[0]
+    def now(self, reference: Reference) -> Place:
+        """Return the place of the adapter that has, or would get, the name, as far as ``read`` has seen."""
+        return self._place(reference.tenant, reference.adapter, self.incarnation(reference))
 
-    def subject(self, reference: Reference) -> str:
-        """Return the registry subject of ``adapter_id``."""
-        return self._subject_of(reference, self.incarnation(reference))
-
-    def _subject_of(self, reference: Reference, incarnation: int) -> str:
-        return self._place(reference.tenant, reference.adapter, incarnation)[1]
-
-    def _derive(self, tenant: str, adapter: str, incarnation: int) -> tuple[AdapterId, str]:
-        """Return an adapter's id and the registry subject of it."""
+    def _derive(self, tenant: str, adapter: str, incarnation: int) -> Place:
         tenant_id, adapter_id = self._ids.tenant(tenant), self._ids.adapter(tenant, adapter, incarnation)
-        return adapter_id, subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, adapter_id)
+        return Place(tenant_id, adapter_id, subjects.adapter_head(self._ids.shard(tenant_id), tenant_id, adapter_id))

@@ -2,7 +2,6 @@
 
 import copy
 import secrets
-from dataclasses import dataclass
 from typing import Self
 
 import msgspec
@@ -33,8 +32,7 @@ _COMMIT_ATTEMPTS_MAX = 16
 _NOTE_LENGTH_MAX = 1_024
 
 
-@dataclass(frozen=True)
-class Committed:
+class Committed(msgspec.Struct, frozen=True):
     """The head that a commit made, or had made before, for ``key``; ``same`` is a revision that was there already."""
 
     head: AdapterHead
@@ -143,9 +141,9 @@ class Pushing:
                 await self._staging.discard(request.upload_id)
                 return Committed(head, key, same)
             number = (head.num_revisions if head else 0) + 1
-            owner = head or self._desk.new_head(reference, key)
-            place = object_key(owner.adapter_id, number, request.upload_id, nonce)
-            pack_place = PackPlace(place, owner.tenant_id, owner.adapter_id, number, built.header.base)
+            at = head or self._desk.registry.places.now(reference)
+            place = object_key(at.adapter_id, number, request.upload_id, nonce)
+            pack_place = PackPlace(place, at.tenant_id, at.adapter_id, number, built.header.base)
             try:
                 async with self._quotas.room(reference, pack_place, len(built.pack)):
                     await self._staging.store_pack(pack_place, built.pack)
@@ -161,11 +159,7 @@ class Pushing:
         self, request: Commit, key: KeyHead, reference: Reference, built: Built,
         offered: OfferedProvenance | None, number: int, place: str,
     ) -> AdapterHead:  # fmt: skip
-        header = built.header
-        revision = Revision(
-            number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
-            header.dtype, key.principal, wall_ms(), None, request.note,
-        )  # fmt: skip
+        header, at_ms = built.header, wall_ms()
 
         async def add(now: AdapterHead | None) -> Change:
             access.check_push(key, reference.name, now)
@@ -175,13 +169,15 @@ class Pushing:
                 raise _Overtaken(now)
             served = _served(now)
             parent = served.revision.digest if served else None
-            stored = StoredRevision(
-                msgspec.structs.replace(revision, parent=parent), place, served.revision.number if served else None
-            )
+            revision = Revision(
+                number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
+                header.dtype, key.principal, at_ms, parent, request.note,
+            )  # fmt: skip
+            stored = StoredRevision(revision, place, served.revision.number if served else None)
             await self._admission.check_push(header.base, None)
             made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
             statement = self._statements.close(offered, made)
-            await self._check_gate(reference, now, stored.revision, request.alias)
+            await self._check_gate(reference, now, revision, request.alias)
             new = with_revision(own, stored, request.alias)
             return Change("revision_added", with_tags(new, request.tags), request.note, stored, statement)
 

@@ -35,8 +35,8 @@ class IdentitySettings(StoreSettings, frozen=True, kw_only=True):
     num_replicas: int = 1
     """Replicas of the registry stream: 3 in production."""
     audit_events_per_s: Annotated[int, Meta(ge=0, le=1_000)] = 100
-    """How many events, and keys that open them, the background audit reads; 0: there is none. A million events of as many
-    adapters take 5.6 hours at 100."""
+    """How many events, and keys that open them, the background audit reads; 0: there is none. A million events of as
+    many adapters take 5.6 hours at 100."""
 
     def __post_init__(self) -> None:
         if self.key_provider == "vault":

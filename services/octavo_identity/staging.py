@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from octavo_identity.build_pool import BuildPool
 from octavo_identity.building import Built
@@ -27,8 +28,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _BUILDS_MAX = 2
 
 
-@dataclass(frozen=True)
-class PackPlace:
+class PackPlace(msgspec.Struct, frozen=True):
     """Where a pack lies, and what it is sealed as."""
 
     object_key: str

@@ -1,7 +1,9 @@
 """Verbs on adapters that exist: resolve, locate, grant, revoke, tag, list, history."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import replace
+
+import msgspec
 
 from octavo_identity import access
 from octavo_identity.aliases import alias_for
@@ -51,7 +53,7 @@ class Verbs:
             reference = parse_reference(request.reference)
             head = access.check_use(key, await self._registry.head(reference))
             if not reference.names_revision:
-                reference = replace(reference, alias=alias_for(head, key.principal))
+                reference = msgspec.structs.replace(reference, alias=alias_for(head, key.principal))
             handle = self._desk.tickets.with_ticket(
                 _handle(head, await self._registry.select(head, reference)), wall_ms()
             )
@@ -126,7 +128,7 @@ class Verbs:
         check_limit(request.num_max)
         search = Search.of(request)
         if search.base and DIGEST_PATTERN.match(search.base) is None:
-            search = replace(search, base=(await self._desk.bases.read()).meant(search.base).fingerprint)
+            search = dataclasses.replace(search, base=(await self._desk.bases.read()).meant(search.base).fingerprint)
         heads, next_after = await self._listing.page(
             key, search, request.after, request.num_max, is_overview=_is_overview(key, request.tenant)
         )

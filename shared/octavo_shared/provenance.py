@@ -5,7 +5,6 @@ and whatever is wrong in one is refused by the name of its field.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -94,8 +93,7 @@ class Predicate(Strict, frozen=True, rename="camel"):
 Statement = intoto.Statement[Predicate]
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(msgspec.Struct, frozen=True):
     """What was made, as somebody knows it for certain: what a statement must agree with. ``config`` None: a branch."""
 
     adapter: str

@@ -1,8 +1,9 @@
 """How people name adapters: ``tenant/adapter``, ``…@12``, ``…@sha256:…``, ``…:stable``."""
 
 import re
-from dataclasses import dataclass
 from typing import NewType
+
+import msgspec
 
 from octavo_shared.errors import InvalidRequest
 
@@ -33,8 +34,7 @@ _REFERENCE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """A parsed reference. At most one of ``number``, ``digest`` and ``alias`` selects the revision."""
 
     tenant: str

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Pusher:
         """Push with a statement about what is there now, with ``fields`` of ``Made`` changed."""
         alias = fields.pop("alias", "serving")
         begun = await self.client.ask("begin_upload", adapter=NAME)
-        made = replace(await self.made(seed, begun.parent), **fields)
+        made = msgspec.structs.replace(await self.made(seed, begun.parent), **fields)
         return await self.client.push(NAME, seed, statement=self.signed(made), alias=alias)
 
     async def made(self, seed: int, parent: Digest | None) -> Made:
@@ -104,7 +104,7 @@ async def test_a_push_without_a_statement_gets_one_that_the_registry_signs_alone
     assert [one.principal for one in found.signers] == ["registry"]
     assert dsse.verify(found.envelope, good_keys(found)) == (found.signers[0].key_id,)
     statement = provenance.parse(found.envelope.data)
-    provenance.check_made(statement, replace(await alice.made(1, None), digest=info.latest.digest))
+    provenance.check_made(statement, msgspec.structs.replace(await alice.made(1, None), digest=info.latest.digest))
     assert statement.predicate.hyperparameters["rank"] == 4
 
 
@@ -148,7 +148,7 @@ async def test_only_ones_own_registered_key_signs(admin: Client, alice: Pusher) 
 async def test_a_signature_that_is_not_of_this_payload_is_refused(alice: Pusher) -> None:
     made = await alice.made(1, None)
     envelope = alice.signed(made)
-    other = alice.signed(replace(made, pushed_by="alice@home"), Facts())
+    other = alice.signed(msgspec.structs.replace(made, pushed_by="alice@home"), Facts())
     mixed = msgspec.structs.replace(envelope, signatures=other.signatures)
     with pytest.raises(InvalidRequest, match="sig"):
         await alice.client.push(NAME, 1, statement=mixed)

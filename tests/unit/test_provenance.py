@@ -1,9 +1,9 @@
 """Statements: what they say is what was made, all their parts are bounded, and other tools read them."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.json_format import ParseDict
 from in_toto_attestation.v1.statement import Statement as TheirStatement
@@ -59,13 +59,13 @@ def test_a_statement_says_what_was_made_and_how() -> None:
 
 
 def test_the_alpha_rule_is_that_of_the_pack() -> None:
-    made = replace(MADE, config=LoraConfig(use_rslora=True))
+    made = msgspec.structs.replace(MADE, config=LoraConfig(use_rslora=True))
     said = provenance.parse(provenance.build(made, 0)).predicate.hyperparameters
     assert said["alpha_rule"] == "alpha / sqrt(rank)"
 
 
 def test_a_branch_says_nothing_of_training() -> None:
-    predicate = provenance.parse(provenance.build(replace(MADE, config=None), 0)).predicate
+    predicate = provenance.parse(provenance.build(msgspec.structs.replace(MADE, config=None), 0)).predicate
     assert (predicate.making, predicate.hyperparameters, predicate.data) == ("branch", {}, None)
 
 
@@ -92,14 +92,14 @@ def test_in_totos_own_library_takes_it_for_a_statement() -> None:
 def test_a_statement_about_something_else_is_refused_by_field(changed: dict[str, Any], field: str) -> None:
     statement = provenance.parse(payload())
     with pytest.raises(ProvenanceRefused) as caught:
-        provenance.check_made(statement, replace(MADE, **changed))
+        provenance.check_made(statement, msgspec.structs.replace(MADE, **changed))
     assert caught.value.fields["field"] == field
 
 
 @pytest.mark.parametrize("parent", [None, Digest("sha256:" + "9" * 64)])
 def test_another_parent_is_told_to_the_pusher_who_may_sign_again(parent: Digest | None) -> None:
     with pytest.raises(ParentMoved) as caught:
-        provenance.check_made(provenance.parse(payload()), replace(MADE, parent=parent))
+        provenance.check_made(provenance.parse(payload()), msgspec.structs.replace(MADE, parent=parent))
     assert caught.value.fields["parent"] == (parent or "")
 
 
