@@ -30,6 +30,8 @@ from octavo_shared.telemetry import start_telemetry
 LENGTH_BYTES = 4
 _NICENESS = 10
 """Requests, and what they wait for, come first where processors are few."""
+_NICENESS_OF_SESSION = 5
+"""A third of what another session gets: enough to go on where many are busy."""
 
 Exact = Callable[[int], Awaitable[bytes]]
 """So many bytes; raises ``IncompleteReadError`` at the end."""
@@ -143,11 +145,11 @@ async def _run() -> None:
 def _give_way() -> None:
     """Let requests, registrations and the server that both wait for come first."""
     os.nice(_NICENESS)
-    # Where Linux shares its processors out among sessions, niceness counts within one only: this gets its own, which is
-    # as nice. That its parent has ended is told by the input.
+    # Where Linux shares its processors out among sessions, niceness counts within one only: this gets its own.
+    # That its parent has ended is told by the input, as before.
     with contextlib.suppress(OSError):
         os.setsid()
-        Path("/proc/self/autogroup").write_text(str(_NICENESS))
+        Path("/proc/self/autogroup").write_text(str(_NICENESS_OF_SESSION))
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ from octavo_shared.permissions import BusRole
 from octavo_shared.service import spare_collections
 from octavo_shared.telemetry import start_telemetry
 
-_BATCHES_AT_ONCE = 4
-"""While the server takes some, the next are made: with two there were times with nothing to do."""
+_BATCHES_AT_ONCE = 2
+"""While the server takes one, the next is made."""
 _SHARED_SEED = 1
 
 
