@@ -15,8 +15,6 @@ COPIED_MAX = 1_024
 _BYTES_MAX = 8 * 1024 * 1024
 _TIMEOUT_S = 4.0
 _SUBJECT, _SEQUENCE = b"\r\nNats-Subject: ", b"\r\nNats-Sequence: "
-_STATUS_AT = len(b"NATS/1.0")
-"""A space is there where a status follows, and the end of the line where none does."""
 
 
 async def copy_run(bus: Bus, stream: str, first: int, last: int) -> dict[int, LedgerEvent]:
@@ -72,7 +70,7 @@ async def _until(ended: "asyncio.Future[None]", found: list[LedgerEvent]) -> Non
 def _event(headers: bytes, data: bytes) -> LedgerEvent | None:
     """Return the message, or None at the end of the answer, which has a status and no sequence."""
     sequence, subject = _value(headers, _SEQUENCE), _value(headers, _SUBJECT)
-    if sequence is None or subject is None or headers[_STATUS_AT : _STATUS_AT + 1] == b" ":
+    if sequence is None or subject is None:
         return None
     return LedgerEvent(int(sequence), subject.decode(), data)
 

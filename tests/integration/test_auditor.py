@@ -186,6 +186,25 @@ async def test_what_a_leader_shows_that_was_deposed_is_asked_again_before_it_is_
     assert behind.num_reads > 20
 
 
+async def test_each_step_of_an_audit_waits_for_a_moment_without_requests(audited: Audited) -> None:
+    steps, is_quiet = list[int](), asyncio.Event()
+
+    async def pause() -> None:
+        steps.append(auditor.state.position)
+        await is_quiet.wait()
+
+    one = audited.one
+    auditor = Auditor(one.heads, one.projection, audited.checkpoints, SIGNER.verifier, one.signers, 100, pause)
+    going = asyncio.create_task(auditor.finish_round())
+    await asyncio.sleep(0.3)
+    assert steps == [0], "nothing is read while there are requests"
+    is_quiet.set()
+    async with asyncio.timeout(20):
+        assert await going
+    # One event after the other: it is read, and then its key. These have no statements.
+    assert steps == [position for position in range(auditor.state.finished_size) for _ in range(2)]
+
+
 async def test_what_is_found_is_shown_until_a_whole_round_does_not_find_it(audited: Audited) -> None:
     showing = Showing.of(audited, {5: None})
     auditor = audited.other(showing)

@@ -39,7 +39,11 @@ class Writing:
         self.one = one
         self.registry = Signer(one.ids.provenance_seed())
         self._ledger = Ledger(one.heads, one.projection, checkpoints, SIGNER)
-        self.auditor = Auditor(one.heads, one.projection, checkpoints, SIGNER.verifier, one.signers, 1_000)
+        self.num_pauses = 0
+        self.auditor = Auditor(one.heads, one.projection, checkpoints, SIGNER.verifier, one.signers, 1_000, self._pause)
+
+    async def _pause(self) -> None:
+        self.num_pauses += 1
 
     async def push(self, *signers: Signer, number_said: int = 0) -> int:
         """Add a revision whose statement is signed by ``signers``, and return the sequence of its event."""
@@ -103,6 +107,16 @@ async def writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         await one.signers.ensure_registry()
         await one.signers.register(ALICE, PUSHER.public_key, ALICE)
         yield Writing(one, checkpoints)
+
+
+async def test_each_statement_waits_for_a_moment_without_requests(writing: Writing) -> None:
+    await writing.push()
+    await writing.found()
+    without, writing.num_pauses = writing.num_pauses, 0
+    for _ in range(3):
+        await writing.push(PUSHER, writing.registry)
+    assert await writing.found() == []
+    assert writing.num_pauses == without + 3, "all fit into the same group"
 
 
 async def test_statements_that_hold_are_no_finding_also_when_their_key_was_revoked_later(writing: Writing) -> None:
