@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from bench import golden, report
+from bench.cli_numbers import positive
 from bench.pairs import SCHEMA, Pair
 from bench.peft_load import peft_load_ms
 from bench.pressure import Pressure
@@ -67,7 +68,7 @@ class _Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bench-engine", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--quick", action="store_true", help="4 requests, 1 round: does it run, is it right")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)

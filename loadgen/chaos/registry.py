@@ -20,6 +20,8 @@ from random import Random
 from rich.console import Console
 
 from bench import report
+from bench.cli_numbers import positive
+from bench.stoppable import STOPPED, run_stoppable
 from chaos.checker import check
 from chaos.faults import DECK, FaultKind, Pace, Together
 from chaos.recovery import recoveries
@@ -42,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     provider = start_telemetry("chaos", "error")
     folder = Path(tempfile.mkdtemp(prefix="octavo-chaos-"))
     try:
-        result = asyncio.run(run(plan, folder, progress.print))
+        result = run_stoppable(run(plan, folder, progress.print))
+    except asyncio.CancelledError:
+        progress.print("stopped; nothing runs any more")
+        return STOPPED
     finally:
         if options.keep:
             progress.print(f"kept: {folder}")
@@ -58,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m chaos.registry", description="Faults under a registry in use.")
-    parser.add_argument("--operations", type=int, default=50_000, help="to be acknowledged (default: %(default)s)")
-    parser.add_argument("--faults", type=int, default=32, help="at least (default: %(default)s)")
+    parser.add_argument("--operations", type=positive, default=50_000, help="to be acknowledged (default: %(default)s)")
+    parser.add_argument("--faults", type=positive, default=32, help="at least (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)), help="(default: a fresh one)")
     parser.add_argument("--short", action="store_true", help="some hundred operations, three quick faults")
     parser.add_argument("--keep", action="store_true", help="leave the run's folder with all data and logs")

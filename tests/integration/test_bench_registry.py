@@ -1,19 +1,18 @@
 """The benchmark of the registry: its short form runs to a complete JSON line, and it notices what is not as it says."""
 
 import json
-import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bench.million.blocks import block_starts
 from bench.million.run import Plan, Result, Sized
 from bench.million.sampling import Times
 from bench.million.summary import Summary
+from support.leftovers import check_nothing_is_left, environment
 
 NUM_ADAPTERS = 3_000
 FIELDS = {
@@ -39,18 +38,6 @@ TARGETS = {
 }
 
 
-def environment(folder: Path) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OCTAVO_")}
-    return inherited | {"TMPDIR": str(folder)}
-
-
-def check_nothing_is_left(folder: Path) -> None:
-    assert list(folder.glob("octavo-*")) == []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        told = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
-        assert not [text for text in told if f"{folder}/octavo-" in text], process.info["cmdline"]
-
-
 def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench.registry", "--adapters", str(NUM_ADAPTERS), "--seconds", "0.5"],
@@ -73,19 +60,6 @@ def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind
     assert floor["pairs_per_s"] > 0
     assert (line["is_short"], line["shared_pack"], line["rebuild_failed"]) == (True, True, 0)
     assert {"commit", "device", "versions", "seed", "left_out"} <= line.keys()
-    check_nothing_is_left(tmp_path)
-
-
-def test_a_run_that_is_ended_politely_leaves_nothing_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench.registry", "--adapters", "100000"]
-    run = subprocess.Popen(
-        command, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    with run:
-        assert run.stderr is not None
-        assert any(line.startswith("registering") for line in run.stderr)
-        run.terminate()
-        assert run.wait(timeout=60) == 130
     check_nothing_is_left(tmp_path)
 
 
