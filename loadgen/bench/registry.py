@@ -5,8 +5,10 @@
 nats-server with ``sync_interval: always``, object storage and identity, as ``octavo up`` starts them, on loopback. Two
 processes register adapters in bulk with identity's own code (see ``bench/million/registrar.py`` for what of an import
 that leaves out), one signed event each. Then adapters are resolved at random, among a thousand, a hundred thousand and
-all of them: tight, with all of the stream in the server's cache, and sparse, with no block of it read for 16 s. At the
-end both processes are killed and started, and identity's view of the registry is made anew while it serves.
+all of them: tight, with all of the stream in the server's cache, and sparse, with no block of it read for 16 s. Another
+registry, of a thousand, is made beside the full one, and both are asked in turns: how fast a machine is may change
+within seconds. At the end both processes are killed and started, and identity's view of the registry is made anew while
+it serves.
 
 Twenty adapters of each size are proven against the ledger's signed root, and every answer is compared. A missed target
 makes the command fail, except with fewer than 100,000 adapters, which shows that it runs. The last line is JSON.

@@ -8,6 +8,7 @@ import msgspec
 from octavo_identity import sittings
 from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, ErasedHead, RegistryEvent, parse_object_key
 from octavo_identity.search import Search, latest_of
+from octavo_identity.sittings import Sittings
 from octavo_identity.usage_tables import forget_adapter
 from octavo_shared.messages.usage import day_of
 from octavo_shared.references import AdapterId, Digest, TenantId
@@ -60,17 +61,17 @@ _OPEN_ERASURES = "SELECT tenant_id, adapter_id FROM erasures ORDER BY adapter_id
 _NEWEST = "SELECT MAX(number) FROM revisions WHERE adapter_id = ?"
 
 
-def put(writer: sqlite3.Connection, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
+def put(writer: sqlite3.Connection, sitting: Sittings, event: RegistryEvent, head: AdapterHead, sequence: int) -> None:
     """Take over an event of an adapter, whose head is ``head`` from then on."""
     run = writer.execute
     row = (head.name, head.owner, *latest_of(head), msgspec.msgpack.encode(head))
-    sitting = sittings.rows_of(head)
+    rows = sittings.rows_of(head)
     if run("INSERT OR IGNORE INTO adapters VALUES (?, ?, ?, ?, ?)", row).rowcount:
         # Most events of an import are the first of their adapter: nothing of its name is in any table.
-        sittings.add(writer, head.name, head.tenant_id, sitting)
+        sitting.add(head.name, head.tenant_id, rows)
     else:
         run("REPLACE INTO adapters VALUES (?, ?, ?, ?, ?)", row)
-        sittings.put(writer, head.name, head.tenant_id, sitting)
+        sitting.put(head.name, head.tenant_id, rows)
         run("DELETE FROM tags WHERE name = ?", (head.name,))
         run("DELETE FROM users WHERE name = ?", (head.name,))
     for tag in head.tags:
@@ -89,13 +90,13 @@ def put(writer: sqlite3.Connection, event: RegistryEvent, head: AdapterHead, seq
         run("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", found)
 
 
-def erase(writer: sqlite3.Connection, head: ErasedHead) -> None:
+def erase(writer: sqlite3.Connection, sitting: Sittings, head: ErasedHead) -> None:
     """Delete all rows of an adapter; while its erasure is not finished, it is one of ``open_erasures``."""
     run = writer.execute
     for (name,) in run(_NAME_OF, (head.adapter_id,)).fetchall():
         for table in ("adapters", "tags", "users"):
             run(f"DELETE FROM {table} WHERE name = ?", (name,))
-        sittings.put(writer, name, head.tenant_id, set())
+        sitting.put(name, head.tenant_id, set())
     for table in ("revisions", "writes", "erasures"):
         run(f"DELETE FROM {table} WHERE adapter_id = ?", (head.adapter_id,))
     forget_adapter(writer, head.adapter_id)

@@ -15,6 +15,7 @@ from octavo_shared.tasks import cancellable
 BATCH_MAX = 500
 """Messages of one batch. The server takes 1,000; rates do not grow past some hundred, but what it holds back does."""
 _ID, _SEQUENCE, _COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
+_LINES = f"{_ID}: %b\r\n{_SEQUENCE}: %d\r\n{EXPECTED_SEQUENCE}: %d\r\n".encode()
 _TIMEOUT_S = 8.0
 """The server drops a batch that stands still for 10 s."""
 
@@ -75,8 +76,7 @@ def _headers(batch_id: str, number: int, entry: Entry) -> dict[str, str]:
 
 
 def _lines(batch_id: str, number: int, entry: Entry) -> bytes:
-    expected = f"{EXPECTED_SEQUENCE}: {entry.previous_sequence}"
-    return f"{_ID}: {batch_id}\r\n{_SEQUENCE}: {number}\r\n{expected}\r\n".encode()
+    return _LINES % (batch_id.encode(), number, entry.previous_sequence)
 
 
 async def _ask(bus: Bus, entry: Entry, headers: dict[str, str]) -> _Ack:

@@ -104,18 +104,19 @@ class Catalogue:
         """
         has_erased = False
         counts, counted = Counts(), self.position().sequence
+        sitting = sittings.Sittings(self._writer)
         with self._writer:
             self._writer.executemany("INSERT OR REPLACE INTO leaves VALUES (?, ?)", leaves)
             for event, sequence in events:
                 if isinstance(event.head, AdapterHead):
-                    adapter_tables.put(self._writer, event, event.head, sequence)
+                    adapter_tables.put(self._writer, sitting, event, event.head, sequence)
                     if sequence > counted:
                         counts.push(event, event.head)
                 elif isinstance(event.head, ErasedHead):
                     has_erased = True
                     if sequence > counted:
                         counts.erase(self._writer, event.head)
-                    adapter_tables.erase(self._writer, event.head)
+                    adapter_tables.erase(self._writer, sitting, event.head)
                 elif isinstance(event.head, TenantHead):
                     set_token_quota(self._writer, event.head)
                 elif isinstance(event.head, KeyHead):
@@ -124,6 +125,7 @@ class Catalogue:
             for one in forgotten:
                 if one.sequence > counted:
                     counts.push_of_erased(one)
+            sitting.write()
             counts.write(self._writer)
             row = (position.created, position.sequence, position.begun_ms)
             self._writer.execute("INSERT OR REPLACE INTO position VALUES (0, ?, ?, ?)", row)

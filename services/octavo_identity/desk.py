@@ -53,14 +53,19 @@ class Desk:
         tenant_id = self.ids.tenant(tenant)
         return subjects.tenant_head(self.ids.shard(tenant_id), tenant_id)
 
+    async def tenant(self, tenant: str) -> TenantHead | None:
+        """Return the tenant as the leader has it; None: it was not created."""
+        found = await self.heads.read(self.tenant_subject(tenant))
+        return found[0].head if found and isinstance(found[0].head, TenantHead) else None
+
     async def has_tenant(self, tenant: str) -> bool:
         """Tell whether the tenant was created."""
-        return await self.heads.read(self.tenant_subject(tenant)) is not None
+        return await self.tenant(tenant) is not None
 
     async def quotas_of(self, tenant: str) -> Quotas | None:
         """Return the tenant's quotas as the leader has them; None: it was never given any."""
-        found = await self.heads.read(self.tenant_subject(tenant))
-        return found[0].head.quotas if found and isinstance(found[0].head, TenantHead) else None
+        found = await self.tenant(tenant)
+        return found.quotas if found else None
 
     async def head_to_push(self, key: KeyHead, reference: Reference) -> AdapterHead | None:
         """Return the head of an adapter that ``key`` may push to, None for one that it may begin."""
@@ -83,9 +88,7 @@ class Desk:
         A repeated write is answered to those who still see the adapter, or else, where it ``is_for_strangers``, as long
         as the head remembers it: to look for what it has forgotten would tell by time that there is something.
         """
-        if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
-            raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
-
+        check_idempotency_key(write)
         check_repeat: Check = no_check if is_for_strangers else partial(access.check_see, key)
         head, sequence = await self.registry.change(
             reference, key.principal, write, make, check_repeat, is_deep=not is_for_strangers
@@ -100,6 +103,12 @@ def adapter_reference(text: str) -> Reference:
     if reference.name != text:
         raise InvalidRequest("adapter", "must name an adapter, not one of its revisions")
     return reference
+
+
+def check_idempotency_key(write: str) -> None:
+    """Raise ``InvalidRequest`` for what a write cannot be known again by."""
+    if not 1 <= len(write) <= _IDEMPOTENCY_KEY_LENGTH_MAX:
+        raise InvalidRequest("idempotency_key", f"must have 1 to {_IDEMPOTENCY_KEY_LENGTH_MAX} characters")
 
 
 def info(head: AdapterHead, key: KeyHead) -> AdapterInfo:

@@ -53,5 +53,6 @@ class Gatekeeper:
 def served(head: AdapterHead | None) -> Revision | None:
     """Return the revision that ``serving`` names; the head keeps every revision that an alias names."""
     number = head.aliases.get(SERVING) if head else None
-    stored = head.revisions if head else ()
-    return next((one.revision for one in stored if one.revision.number == number), None)
+    if head is None or number is None:
+        return None
+    return next((one.revision for one in head.revisions if one.revision.number == number), None)

@@ -1,6 +1,7 @@
 """Appends of several writers in one atomic batch."""
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 
 import msgspec
@@ -9,6 +10,28 @@ from octavo_identity.batching import BATCH_MAX, BatchRefused
 from octavo_identity.heads import HeadStore
 from octavo_identity.records import RegistryEvent
 from octavo_shared.errors import DependencyUnavailable, OctavoError, RevisionConflict
+
+
+async def append_each(heads: HeadStore, events: Sequence[tuple[str, RegistryEvent]]) -> list[int | OctavoError]:
+    """Append events with their subjects, ``BATCH_MAX`` at most, and return of each its sequence, or what is in its way.
+
+    They are one atomic batch, if that can be. Of one that conflicts somewhere, the events are appended one by one.
+    """
+    if len({subject for subject, _ in events}) == len(events) > 1:
+        try:
+            return [*await heads.append_all(events)]
+        except (RevisionConflict, BatchRefused):
+            # Nothing was stored, and whose conflict it was is not known.
+            pass
+        except DependencyUnavailable as error:
+            return [error] * len(events)
+    results: list[int | OctavoError] = []
+    for subject, event in events:
+        try:
+            results.append(await heads.append(subject, event))
+        except OctavoError as error:
+            results.append(error)
+    return results
 
 
 class _Waiting(msgspec.Struct, frozen=True, eq=False):
@@ -64,25 +87,10 @@ class Group:
         task.add_done_callback(self._storing.discard)
 
     async def _store(self, taken: list[_Waiting]) -> None:
-        is_single = len({one.subject for one in taken}) < len(taken) or len(taken) == 1
-        try:
-            if not is_single:
-                sequences = await self._heads.append_all([(one.subject, one.event) for one in taken])
-                for one, sequence in zip(taken, sequences, strict=True):
-                    _tell(one, sequence)
-                return
-        except (RevisionConflict, BatchRefused):
-            # Nothing was stored, and whose conflict it was is not known.
-            pass
-        except DependencyUnavailable as error:
-            for one in taken:
-                _tell(one, error)
-            return
-        for one in taken:
-            try:
-                _tell(one, await self._heads.append(one.subject, one.event))
-            except OctavoError as error:
-                _tell(one, error)
+        for one, result in zip(
+            taken, await append_each(self._heads, [(one.subject, one.event) for one in taken]), strict=True
+        ):
+            _tell(one, result)
 
 
 class _Writer:

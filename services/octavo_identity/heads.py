@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from octavo_identity import moments
 from octavo_identity.batching import Entry, append_batch
-from octavo_identity.copying import copy_run
+from octavo_identity.copying import copy_last, copy_run
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.event_form import LOST, Opener, decode_event, encode_event, owner_of
 from octavo_identity.field_keys import FieldKeys
@@ -185,6 +185,13 @@ class HeadStore:
             if any(sequence not in found for sequence in range(begin, end + 1)):
                 found |= {event.sequence: event for event in await self.read_range(begin, end)}
         return [found[sequence] for sequence in range(first, last + 1)]
+
+    async def taken(self, of: Sequence[str]) -> Collection[str]:
+        """Return those of up to ``COPIED_MAX`` subjects that have an event, as far as some replica has seen.
+
+        It is one request for all. For who appends to the others and is told by that if it was wrong.
+        """
+        return await copy_last(self._bus, REGISTRY_STREAM, of) if of else ()
 
     async def state(self) -> StreamState:
         """Return what the leader says of the stream."""

@@ -4,26 +4,28 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-_SETTLE_S = 0.0003
-"""Until an answer that was returned is on its way, too."""
-
 Pause = Callable[[], Awaitable[None]]
 """Returns when less urgent work may take the loop, for half a millisecond or so."""
 
 
 class InFlight:
-    """Counts them. Belongs to the event loop."""
+    """Counts them. Belongs to the event loop.
 
-    def __init__(self, wait_max_s: float = 0.01) -> None:
-        self._num = 0
+    Without a request for ``settle_s``, none is about to come: who asks one thing after the other has asked again.
+    """
+
+    def __init__(self, wait_max_s: float = 0.3, settle_s: float = 0.002) -> None:
+        self._num = self._num_begun = 0
         self._none = asyncio.Event()
         self._none.set()
         self._wait_max_s = wait_max_s
+        self._settle_s = settle_s
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """Count one more while the block runs."""
         self._num += 1
+        self._num_begun += 1
         self._none.clear()
         try:
             yield
@@ -33,17 +35,18 @@ class InFlight:
                 self._none.set()
 
     async def gap(self) -> None:
-        """Return when none is in flight, or, where there always is one, after ``wait_max_s``: all work goes on."""
+        """Return when there was none for a moment, or after ``wait_max_s``: where there always is one, work goes on."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._wait_max_s
         while True:
             try:
                 async with asyncio.timeout_at(until_s):
                     await self._none.wait()
-                    await asyncio.sleep(_SETTLE_S)
+                    num_begun = self._num_begun
+                    await asyncio.sleep(self._settle_s)
             except TimeoutError:
                 return
-            if not self._num:
+            if num_begun == self._num_begun:
                 return
 
 

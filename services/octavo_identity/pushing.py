@@ -4,46 +4,34 @@ import copy
 import secrets
 from typing import Self
 
-import msgspec
-
 from octavo_identity import access
 from octavo_identity.admission import Admission
-from octavo_identity.aliases import with_revision
 from octavo_identity.building import Built
+from octavo_identity.committing import (
+    Committed,
+    check_commit,
+    check_upload,
+    made_of,
+    next_revision,
+    revision_added,
+)
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
+from octavo_identity.gatekeeper import served
 from octavo_identity.quota_keeper import QuotaKeeper
-from octavo_identity.records import AdapterHead, KeyHead, StoredRevision, object_key
+from octavo_identity.records import AdapterHead, KeyHead, object_key
 from octavo_identity.registry import Change, write_mark
 from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import OfferedProvenance, Statements
 from octavo_identity.states import is_retired
-from octavo_identity.tags import check_tags, with_tags
 from octavo_identity.unwrapping import for_asker
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import InvalidRequest, RevisionConflict
 from octavo_shared.messages.adapters import AdapterInfo, Revision
 from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
-from octavo_shared.provenance import Made
-from octavo_shared.references import SERVING, Digest, Reference, check_name
+from octavo_shared.references import Digest, Reference
 
-UPLOAD_AGE_MS_MAX = 45 * 60_000
 _COMMIT_ATTEMPTS_MAX = 16
-_NOTE_LENGTH_MAX = 1_024
-
-
-class Committed(msgspec.Struct, frozen=True):
-    """The head that a commit made, or had made before, for ``key``; ``same`` is a revision that was there already."""
-
-    head: AdapterHead
-    key: KeyHead
-    same: Revision | None = None
-    is_new: bool = False
-
-    @property
-    def revision(self) -> Revision:
-        """What was committed is there as this one."""
-        return self.same or max((one.revision for one in self.head.revisions), key=lambda revision: revision.number)
 
 
 class Pushing:
@@ -51,8 +39,7 @@ class Pushing:
 
     def __init__(
         self, desk: Desk, staging: Staging, keys: DataKeys, statements: Statements, admission: Admission,
-        quotas: QuotaKeeper,
-        upload_bytes_max: int,
+        quotas: QuotaKeeper, upload_bytes_max: int,
     ) -> None:  # fmt: skip
         self._desk = desk
         self._staging = staging
@@ -71,17 +58,16 @@ class Pushing:
         reference = adapter_reference(request.adapter)
         found = await self._desk.head_to_push(key, reference)
         await self._quotas.check(reference, is_new=found is None)
-        head, served = found or self._desk.new_head(reference, key), _served(found)
+        head, parent = found or self._desk.new_head(reference, key), served(found)
         upload_id = self._desk.ids.upload(key.principal, reference.name, wall_ms())
         await self._keys.make_for_upload(head.tenant_id, head.adapter_id, upload_id)
-        parent = served.revision.digest if served else None
-        return UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent)
+        return UploadBegun(upload_id, self._upload_bytes_max, key.principal, parent.digest if parent else None)
 
     async def check_upload(self, request: CheckUpload) -> UploadChecked:
         """Say that an upload is the caller's and young enough to stage bytes for, and what seals them. Reads only."""
         key = await self._desk.authenticate(request.credential)
         access.check_stage(key)
-        self._check_upload(request.upload_id, key, None)
+        check_upload(request.upload_id, self._desk.ids, key, None, wall_ms())
         data_key = await self._keys.read_for_upload(request.upload_id)
         if data_key is None:
             raise InvalidRequest("upload_id", "names an upload that was committed or swept")
@@ -115,12 +101,7 @@ class Pushing:
         key = await self._desk.authenticate(request.credential)
         reference = adapter_reference(request.adapter)
         head = await self._desk.head_to_push(key, reference)
-        self._check_upload(request.upload_id, key, reference)
-        if len(request.note) > _NOTE_LENGTH_MAX:
-            raise InvalidRequest("note", f"is longer than {_NOTE_LENGTH_MAX} characters")
-        if request.alias is not None:
-            check_name(request.alias, "alias")
-        check_tags(request.tags)
+        check_commit(request, self._desk.ids, key, reference, wall_ms())
         mark = write_mark(key.principal, request.idempotency_key)
         if head is not None and (made := await self._desk.registry.repeated(reference, mark)):
             return Committed(made, key)
@@ -159,7 +140,7 @@ class Pushing:
         self, request: Commit, key: KeyHead, reference: Reference, built: Built,
         offered: OfferedProvenance | None, number: int, place: str,
     ) -> AdapterHead:  # fmt: skip
-        header, at_ms = built.header, wall_ms()
+        at_ms = wall_ms()
 
         async def add(now: AdapterHead | None) -> Change:
             access.check_push(key, reference.name, now)
@@ -167,19 +148,11 @@ class Pushing:
             if own.num_revisions + 1 != number or not place.startswith(f"packs/{own.adapter_id}/"):
                 # Somebody pushed meanwhile, or erased the adapter.
                 raise _Overtaken(now)
-            served = _served(now)
-            parent = served.revision.digest if served else None
-            revision = Revision(
-                number, built.digest, header.base, len(built.pack), header.rank_max, len(header.modules),
-                header.dtype, key.principal, at_ms, parent, request.note,
-            )  # fmt: skip
-            stored = StoredRevision(revision, place, served.revision.number if served else None)
-            await self._admission.check_push(header.base, None)
-            made = Made(reference.name, built.digest, header.base, parent, key.principal, header.config)
-            statement = self._statements.close(offered, made)
-            await self._check_gate(reference, now, revision, request.alias)
-            new = with_revision(own, stored, request.alias)
-            return Change("revision_added", with_tags(new, request.tags), request.note, stored, statement)
+            await self._admission.check_push(built.header.base, None)
+            stored = next_revision(own, request, key.principal, built, place, at_ms)
+            statement = self._statements.close(offered, made_of(own, stored.revision, built))
+            await self._check_gate(reference, now, stored.revision, request.alias)
+            return revision_added(own, request, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
 
@@ -188,15 +161,6 @@ class Pushing:
     ) -> None:
         percent = head.canary_percent if head else 0
         await self._desk.gatekeeper.check(reference, head, revision, alias, percent)
-
-    def _check_upload(self, upload_id: str, key: KeyHead, reference: Reference | None) -> None:
-        adapter = reference.name if reference else None
-        age_ms = self._desk.ids.upload_age_ms(upload_id, key.principal, adapter, wall_ms())
-        if age_ms is None:
-            whom = "this principal for this adapter" if adapter else "this principal"
-            raise InvalidRequest("upload_id", f"was not issued to {whom}")
-        if age_ms > UPLOAD_AGE_MS_MAX:
-            raise InvalidRequest("upload_id", "is too old: an upload is committed within 45 minutes")
 
 
 class _Overtaken(Exception):
@@ -218,11 +182,3 @@ def _of_digest(head: AdapterHead, digest: Digest) -> Revision | None:
     found = [stored.revision for stored in head.revisions if stored.revision.digest == digest]
     kept = [revision for revision in found if not is_retired(head, revision.number)]
     return max(kept, key=lambda revision: revision.number, default=None)
-
-
-def _served(head: AdapterHead | None) -> StoredRevision | None:
-    """Return the revision that ``serving`` names; the head keeps every revision that an alias names."""
-    if head is None:
-        return None
-    number = head.aliases.get(SERVING)
-    return next((stored for stored in head.revisions if stored.revision.number == number), None)

@@ -38,7 +38,7 @@ class QuotaKeeper:
     async def check(self, reference: Reference, *, is_new: bool) -> None:
         """Raise what ``room`` would raise for any pack, before its bytes travel; ``is_new``: it begins an adapter."""
         quotas = await self._desk.quotas_of(reference.tenant)
-        if quotas is not None and _bounds_pushes(quotas):
+        if quotas is not None and bounds_pushes(quotas):
             tenant_id = self._desk.ids.tenant(reference.tenant)
             claims, _ = await self._claims.read(tenant_id, wall_ms())
             held, _ = await self._held(tenant_id, claims)
@@ -55,7 +55,7 @@ class QuotaKeeper:
     async def claim(self, tenant: str, place: PackPlace, pack_bytes: int) -> Claim | None:
         """Write down that a pack is on its way, if the tenant has quotas that bound it; raises as ``room``."""
         quotas = await self._desk.quotas_of(tenant)
-        if quotas is None or not _bounds_pushes(quotas):
+        if quotas is None or not bounds_pushes(quotas):
             return None
         claim = Claim(place.object_key, place.adapter_id, place.revision, pack_bytes, wall_ms())
         await self._claim(quotas, place.tenant_id, claim)
@@ -136,7 +136,8 @@ class _Room:
             await self._keeper.give_back(self._place.tenant_id, self._claim)
 
 
-def _bounds_pushes(quotas: Quotas) -> bool:
+def bounds_pushes(quotas: Quotas) -> bool:
+    """Tell whether a push can be one too many."""
     return any(limit is not None for limit in (quotas.adapters, quotas.storage_bytes, quotas.pushes_per_day))
 
 

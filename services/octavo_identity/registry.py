@@ -107,14 +107,9 @@ class Registry:
             if change.head.adapter_id != self.places.now(reference).adapter_id:
                 # It was made for an adapter that was erased meanwhile.
                 raise RevisionConflict
-            writes = (*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:]
-            new = msgspec.structs.replace(change.head, writes=writes)
-            event = RegistryEvent(
-                change.kind, actor, wall_ms(), sequence, new, change.detail, change.revision,
-                statement=change.statement, evaluation=change.evaluation,
-            )  # fmt: skip
+            event = recorded(change, actor, mark, wall_ms(), sequence)
             try:
-                return new, await self._append(place.subject, event, mark)
+                return adapter_head(event), await self._append(place.subject, event, mark)
             except AlreadyAppended as repeated:
                 made_before = await self._heads.read_at(repeated.sequence)
                 if made_before is None:
@@ -220,6 +215,15 @@ async def walk(heads: HeadStore, subject: str, num_max: int) -> AsyncIterator[tu
         if previous is None:
             raise DependencyUnavailable("a part of the registry stream")
         found = previous, event.previous_sequence
+
+
+def recorded(change: Change, actor: str, mark: str, at_ms: int, previous_sequence: int) -> RegistryEvent:
+    """Return the event of a change, whose head remembers the write by its ``mark``."""
+    head = msgspec.structs.replace(change.head, writes=(*change.head.writes, mark)[-WRITES_IN_HEAD_MAX:])
+    return RegistryEvent(
+        change.kind, actor, at_ms, previous_sequence, head, change.detail, change.revision,
+        statement=change.statement, evaluation=change.evaluation,
+    )  # fmt: skip
 
 
 def write_mark(actor: str, write: str) -> str:

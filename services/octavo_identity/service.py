@@ -10,6 +10,7 @@ from octavo_identity.admission import Admission
 from octavo_identity.auditing import Auditing
 from octavo_identity.auditor import Auditor
 from octavo_identity.base_verbs import BaseVerbs
+from octavo_identity.beginning import Beginning
 from octavo_identity.branching import Branching
 from octavo_identity.checkpoints import Checkpoints
 from octavo_identity.claims import Claims
@@ -130,7 +131,7 @@ async def serve(settings: IdentitySettings, stop: asyncio.Event) -> None:
                 handlers = _handlers(
                     Verbs(desk, metering.exhausted),
                     pushing,
-                    Importing(desk, pushing, quotas),
+                    Importing(desk, Beginning(desk, staging, statements, admission), pushing, quotas),
                     Promoting(desk, admission),
                     Branching(desk, staging, statements, admission, quotas),
                     BaseVerbs(desk, admission, fleet),

@@ -1,6 +1,7 @@
 """Which adapters sit on which base, in the projection's file: rows to find them by, and counts kept as they change."""
 
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 
 from octavo_identity.records import AdapterHead
@@ -21,10 +22,10 @@ NAMED_ON = """EXISTS (SELECT 1 FROM sittings WHERE sittings.name = page.name AND
 _ROWS = """SELECT number, fingerprint, is_named, is_latest FROM sittings JOIN bases ON bases.id = sittings.base
 WHERE name = ?"""
 _ADD_BASE = "INSERT OR IGNORE INTO bases (fingerprint) VALUES (?)"
-_BASE = "(SELECT id FROM bases WHERE fingerprint = ?)"
-_ADD = f"INSERT INTO sittings (name, number, base, is_named, is_latest) VALUES (?, ?, {_BASE}, ?, ?)"
+_BASE = "SELECT id FROM bases WHERE fingerprint = ?"
+_ADD = "INSERT INTO sittings (name, number, base, is_named, is_latest) VALUES (?, ?, ?, ?, ?)"
 _REMOVE = "DELETE FROM sittings WHERE name = ? AND number = ?"
-_COUNT = f"""INSERT INTO base_counts (base, tenant_id, num_adapters, num_serving) VALUES ({_BASE}, ?, ?, ?)
+_COUNT = """INSERT INTO base_counts (base, tenant_id, num_adapters, num_serving) VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET num_adapters = num_adapters + excluded.num_adapters,
     num_serving = num_serving + excluded.num_serving"""
 _COUNTS = """SELECT fingerprint, SUM(num_adapters), SUM(num_serving) FROM base_counts
@@ -53,28 +54,49 @@ def rows_of(head: AdapterHead) -> set[Row]:
     }
 
 
-def put(writer: sqlite3.Connection, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
-    """Let ``rows`` be all that there is of the adapter; most events change none of them."""
-    before: set[Row] = set(writer.execute(_ROWS, (name,)))
-    if before == rows:
-        return
-    for number, *_ in before - rows:
-        writer.execute(_REMOVE, (name, number))
-    _count(writer, tenant_id, before - rows, -1)
-    add(writer, name, tenant_id, rows - before)
+class Sittings:
+    """What a batch of events changes, one row at a time; ``write`` adds what all of them change of the counts."""
 
+    def __init__(self, writer: sqlite3.Connection) -> None:
+        self._writer = writer
+        self._bases: dict[str, int] = {}
+        self._num_adapters: Counter[tuple[int, TenantId]] = Counter()
+        self._num_serving: Counter[tuple[int, TenantId]] = Counter()
 
-def add(writer: sqlite3.Connection, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
-    """Take in ``rows`` of the adapter, none of which is there."""
-    for number, base, is_named, is_latest in rows:
-        writer.execute(_ADD_BASE, (base,))
-        writer.execute(_ADD, (name, number, base, is_named, is_latest))
-    _count(writer, tenant_id, rows, 1)
+    def put(self, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
+        """Let ``rows`` be all that there is of the adapter; most events change none of them."""
+        before: set[Row] = set(self._writer.execute(_ROWS, (name,)))
+        if before == rows:
+            return
+        for number, *_ in before - rows:
+            self._writer.execute(_REMOVE, (name, number))
+        self._count(tenant_id, before - rows, -1)
+        self.add(name, tenant_id, rows - before)
 
+    def add(self, name: str, tenant_id: TenantId, rows: set[Row]) -> None:
+        """Take in ``rows`` of the adapter, none of which is there."""
+        for number, base, is_named, is_latest in rows:
+            self._writer.execute(_ADD, (name, number, self._base(base), is_named, is_latest))
+        self._count(tenant_id, rows, 1)
 
-def _count(writer: sqlite3.Connection, tenant_id: TenantId, rows: set[Row], times: int) -> None:
-    for _, base, is_named, is_latest in rows:
-        writer.execute(_COUNT, (base, tenant_id, times * is_latest, times * is_named))
+    def _count(self, tenant_id: TenantId, rows: set[Row], times: int) -> None:
+        for _, base, is_named, is_latest in rows:
+            place = self._base(base), tenant_id
+            self._num_adapters[place] += times * is_latest
+            self._num_serving[place] += times * is_named
+
+    def _base(self, fingerprint: str) -> int:
+        known = self._bases.get(fingerprint)
+        if known is None:
+            self._writer.execute(_ADD_BASE, (fingerprint,))
+            (known,) = self._writer.execute(_BASE, (fingerprint,)).fetchone()
+            self._bases[fingerprint] = known
+        return known
+
+    def write(self) -> None:
+        """Write the counts; the batch is complete."""
+        rows = [(*place, num, self._num_serving[place]) for place, num in self._num_adapters.items()]
+        self._writer.executemany(_COUNT, rows)
 
 
 def counts(reader: sqlite3.Connection, tenant_id: TenantId | None) -> dict[Fingerprint, Counts]:

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -13,7 +13,14 @@ from octavo_identity.building import Built
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.records import AdapterHead, StoredRevision
 from octavo_identity.validator import check_base
-from octavo_shared.errors import AdapterUnavailable, BaseMismatch, DependencyUnavailable, InvalidRequest, UploadTooLarge
+from octavo_shared.errors import (
+    AdapterUnavailable,
+    BaseMismatch,
+    DependencyUnavailable,
+    InvalidRequest,
+    OctavoError,
+    UploadTooLarge,
+)
 from octavo_shared.manifest import BaseManifest, fetch_base
 from octavo_shared.messages.adapters import Revision
 from octavo_shared.messages.pushing import UPLOAD_BYTES_MAX, Commit
@@ -26,6 +33,8 @@ from octavo_shared.telemetry import log
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _BUILDS_MAX = 2
+
+T = TypeVar("T")
 
 
 class PackPlace(msgspec.Struct, frozen=True):
@@ -138,6 +147,18 @@ class Staging:
             self._bases[fingerprint] = found[0]
         return self._bases[fingerprint]
 
+    async def build_all(self, commits: Sequence[Commit]) -> list[Built | OctavoError]:
+        """Return of each commit what ``build`` does, or what it raises."""
+        return await asyncio.gather(*(_result(self.build(commit)) for commit in commits))
+
+    async def store_packs(self, packs: Sequence[tuple[PackPlace, bytes]]) -> list[OctavoError | None]:
+        """Store each pack as ``store_pack`` does; returns what that raises, None for one that is stored."""
+        return await asyncio.gather(*(_result(self.store_pack(place, pack)) for place, pack in packs))
+
+    async def discard_all(self, upload_ids: Sequence[str]) -> None:
+        """Discard each upload."""
+        await asyncio.gather(*(self.discard(upload_id) for upload_id in upload_ids))
+
     async def store_pack(self, place: PackPlace, pack: bytes) -> None:
         """Seal the pack under its adapter's key and store it under an object key that is written once."""
         key = await self._keys.make(place.tenant_id, place.adapter_id)
@@ -169,3 +190,10 @@ class Staging:
                 await self._store.delete(f"staging/{upload_id}/{name}")
         except DependencyUnavailable:
             log.warning("staging_not_discarded")
+
+
+async def _result(work: Awaitable[T]) -> T | OctavoError:
+    try:
+        return await work
+    except OctavoError as error:
+        return error

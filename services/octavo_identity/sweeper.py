@@ -14,7 +14,7 @@ from octavo_shared.objects import ObjectStore
 from octavo_shared.telemetry import log
 
 ABANDONED_AFTER_S = 3600.0
-"""Longer than an upload may be committed (``pushing.UPLOAD_AGE_MS_MAX``), so what is swept can never be named again."""
+"""Longer than an upload may be committed (``committing.UPLOAD_AGE_MS_MAX``): what is swept can never be named again."""
 _SWEEP_EVERY_S = 600.0
 _KEYS_MAX = 10_000
 _UPLOAD_KEYS_MAX = 1_000

@@ -30,8 +30,8 @@ from octavo_shared.telemetry import start_telemetry
 LENGTH_BYTES = 4
 _NICENESS = 10
 """Requests, and what they wait for, come first where processors are few."""
-_NICENESS_OF_SESSION = 5
-"""A third of what another session gets: enough to go on where many are busy."""
+_NICENESS_OF_SESSION = 10
+"""A tenth of what another session gets: enough to go on where many are busy, which leave it more than that."""
 
 Exact = Callable[[int], Awaitable[bytes]]
 """So many bytes; raises ``IncompleteReadError`` at the end."""

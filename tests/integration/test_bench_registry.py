@@ -55,6 +55,11 @@ def test_the_short_form_ends_with_a_complete_json_line_and_leaves_nothing_behind
     assert set(line["targets"]) == TARGETS
     # What a registration costs is more than what a bare server and a bare signature take.
     assert all(one["register_us"][part] > 0 for one in line["sizes"] for part in ("registrars", "nats-server"))
+    turns = line["resolve_in_turns"]
+    assert turns["few"]["num"] > 10 < turns["many"]["num"]
+    assert line["resolve_p99_ratio_1m_over_1k"] == pytest.approx(
+        turns["many"]["p99_ms"] / turns["few"]["p99_ms"], rel=0.01
+    )
     floor, together = line["floor"], line["sizes"][-1]["register_us"]
     assert 0 < floor["server_us"] + floor["client_us"] + floor["sign_us"] < sum(together.values())
     assert floor["pairs_per_s"] > 0
@@ -82,10 +87,11 @@ def sized(num_adapters: int, warm_ms: float, cold_ms: float, register_s: float) 
 )
 def test_each_target_is_missed_by_its_own_measurement(missed: set[str], changed: dict[str, float]) -> None:
     given = {"register_s": 100.0, "warm_ms": 1.1, "cold_ms": 14.0, "restart_s": 9.0, "rebuild_s": 200.0} | changed
-    largest = sized(1_000_000, given["warm_ms"], given["cold_ms"], given["register_s"])
+    largest = sized(1_000_000, 9.0, given["cold_ms"], given["register_s"])
+    few, many = Times([1.0] * 100), Times([given["warm_ms"]] * 100)
     busy = Times([5.0], int(given.get("num_failed", 0)))
-    result = Result((sized(1_000, 1.0, 1.0, 0.1), largest), 1_000, 1, 1, given["restart_s"], 0.1, given["rebuild_s"],
-                    busy, Times([9.0]))  # fmt: skip
+    result = Result((sized(1_000, 1.0, 1.0, 0.1), largest), few, many, 1_000, 1, 1, given["restart_s"], 0.1,
+                    given["rebuild_s"], busy, Times([9.0]))  # fmt: skip
     targets = Summary(Plan.of(1_000_000, 0, 10.0), result).targets
     assert {target.name for target in targets if not target.is_ok} == missed
 

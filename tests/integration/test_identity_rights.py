@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from octavo_identity.committing import UPLOAD_AGE_MS_MAX
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids, load_secret
 from octavo_identity.projection import Projection
-from octavo_identity.pushing import UPLOAD_AGE_MS_MAX, Pushing
+from octavo_identity.pushing import Pushing
 from octavo_identity.staging import PackPlace, Staging
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings

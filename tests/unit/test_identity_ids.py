@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from octavo_identity.committing import UPLOAD_AGE_MS_MAX
 from octavo_identity.ids import Ids, load_secret, write_private
 from octavo_identity.keys import is_key_id
-from octavo_identity.pushing import UPLOAD_AGE_MS_MAX
 from octavo_identity.records import object_key, parse_object_key
 from octavo_identity.registry import write_mark
 from octavo_identity.sweeper import ABANDONED_AFTER_S

@@ -29,6 +29,17 @@ async def test_a_request_that_comes_at_once_is_waited_for_too() -> None:
     await asyncio.wait_for(waiting, 1)
 
 
+async def test_who_asks_one_thing_after_the_other_leaves_no_gap_between() -> None:
+    in_flight = InFlight(wait_max_s=10, settle_s=0.3)
+    waiting = asyncio.create_task(in_flight.gap())
+    for _ in range(20):
+        with in_flight.one():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.03)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 1)
+
+
 async def test_where_there_always_is_a_request_the_work_goes_on() -> None:
     in_flight = InFlight(wait_max_s=0.02)
     loop = asyncio.get_running_loop()

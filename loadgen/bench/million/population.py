@@ -6,10 +6,13 @@ from functools import lru_cache
 
 from octavo_shared.messages.requests import Credential
 
+_RUN = 250
+"""So many adapters, one behind the other, are of one tenant, as where a tenant imports many."""
+
 
 @dataclass(frozen=True)
 class Population:
-    """Adapters by number, dealt out to tenants in turn; one principal owns all of a tenant's."""
+    """Adapters by number, dealt out to tenants in runs; one principal owns all of a tenant's."""
 
     seed: int
     num_tenants: int
@@ -20,7 +23,11 @@ class Population:
 
     def adapter(self, number: int) -> str:
         """Return the name of an adapter by its number, ``tenant/name``, as long as any other one's."""
-        return f"{self.tenant(number % self.num_tenants)}/a{number:08d}"
+        return f"{self.tenant(self.tenant_of(number))}/a{number:08d}"
+
+    def tenant_of(self, number: int) -> int:
+        """Return the number of the tenant whose adapter that is."""
+        return number // _RUN % self.num_tenants
 
     def number(self, adapter: str) -> int:
         """Return the number of the adapter of that name."""
@@ -28,7 +35,7 @@ class Population:
 
     def credential_of(self, number: int) -> Credential:
         """Return the key of the owner of an adapter."""
-        return self.credential(number % self.num_tenants)
+        return self.credential(self.tenant_of(number))
 
     def credential(self, tenant: int) -> Credential:
         """Return the key of the owner in a tenant."""

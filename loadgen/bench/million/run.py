@@ -16,7 +16,7 @@ from bench.million.processor import each_us, used_s
 from bench.million.registrar import shared_pack
 from bench.million.registrars import Registrars, registrars
 from bench.million.rig import Rig
-from bench.million.sampling import Times
+from bench.million.sampling import Times, Warmed
 from octavo_identity.heads import HeadStore
 from octavo_shared.errors import DependencyUnavailable
 
@@ -93,9 +93,15 @@ class Sized:
 
 @dataclass(frozen=True)
 class Result:
-    """Of a whole run. ``busy`` are resolves, and ``busy_writes`` writes, while the view was made anew."""
+    """Of a whole run.
+
+    ``few`` and ``many`` are tight resolves in registries of the smallest and of the largest size, in turns. ``busy``
+    are resolves, and ``busy_writes`` writes, while the view was made anew.
+    """
 
     sizes: tuple[Sized, ...]
+    few: Times
+    many: Times
     empty_bytes: int
     identity_bytes: int
     view_bytes: int
@@ -129,6 +135,7 @@ async def run(plan: Plan, folder: Path, report: Report) -> Result:
             stage = _Stage(plan, rig, population, client, heads, random, report)
             async with registrars(rig, population, plan.num_registrars, folder) as processes:
                 sizes = [await stage.grow(processes, size) for size in plan.sizes]
+            few, many = await stage.in_turns(folder / "few")
             last = (await heads.state()).last_sequence
         report("killing nats-server and identity", 0, 0)
         restart_s = await rig.kill_and_restart()
@@ -142,8 +149,8 @@ async def run(plan: Plan, folder: Path, report: Report) -> Result:
                 raise WrongAnswer(f"the view lists {rig.num_listed():,} adapters")
             identity_bytes, view_bytes = rig.identity_bytes(), rig.view_bytes()
     return Result(
-        tuple(sizes), empty_bytes, identity_bytes, view_bytes, restart_s, first_resolve_s, rebuild_s, busy,
-        busy_writes, floor,
+        tuple(sizes), few, many, empty_bytes, identity_bytes, view_bytes, restart_s, first_resolve_s, rebuild_s,
+        busy, busy_writes, floor,
     )  # fmt: skip
 
 
@@ -184,7 +191,7 @@ class _Stage:
             self.rig, self.heads, self.population, self.plan.num_cold_rounds, self.random
         )
         self.report(f"resolving among {size:,} adapters, tight", 0, 0)
-        warm = await sampling.warm(self.client, rounds[0], size, self.plan.warm_s, self.random)
+        (warm,) = await sampling.warm([Warmed(self.client, rounds[0], size)], self.plan.warm_s, self.random)
         warm_bytes = self.rig.server_bytes()
         self.report(f"resolving among {size:,} adapters, sparse", 0, 0)
         cold = await sampling.cold(self.client, rounds, self.plan.idle_s)
@@ -193,6 +200,24 @@ class _Stage:
         )  # fmt: skip
         self.report(str(found), 0, 0)
         return found
+
+    async def in_turns(self, folder: Path) -> tuple[Times, Times]:
+        """Resolve in a registry of the smallest size, which is made for this, and in the whole one, in turns."""
+        few, many = self.plan.sizes[0], self.plan.sizes[-1]
+        self.report(f"making another registry of {few:,} adapters", 0, 0)
+        async with Rig(folder) as rig, rig.gateway_bus() as bus, rig.heads() as heads:
+            client = Client(bus, self.population, shared_pack().digest)
+            await client.set_up(rig.admin_key_file.read_text())
+            async with registrars(rig, self.population, 1, folder) as processes:
+                await processes.register(0, few, lambda done: None)
+            await rig.until_viewed((await heads.state()).last_sequence, _FOLLOWED_S, lambda viewed: None)
+            registries = [
+                Warmed(one, (await sampling.pick_by_block(at, stream, self.population, 1, self.random))[0], num)
+                for one, at, stream, num in ((client, rig, heads, few), (self.client, self.rig, self.heads, many))
+            ]
+            self.report(f"resolving among {few:,} and {many:,} adapters in turns, tight", 0, 0)
+            found = await sampling.warm(registries, self.plan.warm_s, self.random)
+        return found[0], found[1]
 
 
 async def _rebuild(
