@@ -15,7 +15,7 @@ from octavo_identity import access
 from octavo_identity.admission import Admission
 from octavo_identity.building import Built
 from octavo_identity.committing import Committed, check_commit, made_of, next_revision, revision_added
-from octavo_identity.desk import Desk, adapter_reference, check_idempotency_key
+from octavo_identity.desk import Desk, adapter_reference, check_idempotency_key, head_at
 from octavo_identity.grouping import append_each
 from octavo_identity.places import Place
 from octavo_identity.quota_keeper import bounds_pushes
@@ -168,7 +168,7 @@ class Beginning:
     def _event(self, one: _Stored, at_ms: int) -> RegistryEvent | None:
         """Return what goes into the ledger, or None when there is something against it, such as too many tags."""
         request, key = one.begun.request, one.begun.key
-        head = self._desk.new_head(one.begun.reference, key)
+        head = head_at(one.begun.place, one.begun.reference, key)
         stored = next_revision(head, request, key.principal, one.built, one.pack_place.object_key, at_ms)
         try:
             statement = self._statements.close(None, made_of(head, stored.revision, one.built))

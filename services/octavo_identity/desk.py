@@ -11,6 +11,7 @@ from octavo_identity.gatekeeper import Gatekeeper
 from octavo_identity.heads import HeadStore
 from octavo_identity.ids import Ids
 from octavo_identity.keys import authenticate
+from octavo_identity.places import Place
 from octavo_identity.projection import Projection
 from octavo_identity.records import AdapterHead, KeyHead, TenantHead
 from octavo_identity.registry import Append, Check, Make, Registry, no_check
@@ -77,8 +78,7 @@ class Desk:
 
     def new_head(self, reference: Reference, key: KeyHead) -> AdapterHead:
         """Return the head of an adapter that ``key`` begins, without a revision yet. The name was just read."""
-        place = self.registry.places.now(reference)
-        return AdapterHead(place.adapter_id, place.tenant_id, reference.name, key.principal, 0, (), {})
+        return head_at(self.registry.places.now(reference), reference, key)
 
     async def change(
         self, reference: Reference, key: KeyHead, write: str, make: Make, *, is_for_strangers: bool = False
@@ -95,6 +95,11 @@ class Desk:
         )
         self.projection.expect(sequence)
         return head
+
+
+def head_at(place: Place, reference: Reference, key: KeyHead) -> AdapterHead:
+    """Return the head of an adapter that ``key`` begins at ``place``, without a revision yet."""
+    return AdapterHead(place.adapter_id, place.tenant_id, reference.name, key.principal, 0, (), {})
 
 
 def adapter_reference(text: str) -> Reference:

@@ -52,9 +52,8 @@ class Importing:
         # Key, tenant and bases are those of all, and were a read of the leader each, several times for each item.
         with shared_reads():
             commits = {item.adapter: _commit_of(request.credential, item) for item in request.items if item.upload_id}
-            answers = await self._beginning.commit_all([*commits.values()])
-            begun = {name: answer for name, answer in zip(commits, answers, strict=True) if answer is not None}
-            group = Group(self._desk.heads, len(names) - len(begun))
+            begun = dict(zip(commits, await self._beginning.commit_all([*commits.values()]), strict=True))
+            group = Group(self._desk.heads, len(names))
             pushing = self._pushing.through(self._desk.appending_with(group.append))
 
             async def one(item: ImportItem) -> ImportOutcome:
@@ -62,26 +61,14 @@ class Importing:
                     try:
                         if not item.upload_id:
                             return await self._look(key, item)
-                        return await self._told(item, await pushing.commit_once(commits[item.adapter]))
+                        answer = begun[item.adapter] or await pushing.commit_once(commits[item.adapter])
+                        return await self._told(item, answer)
                     except OctavoError as error:
                         return _refused(item, error)
 
             async with asyncio.TaskGroup() as tasks:
-                running = {
-                    item.adapter: tasks.create_task(one(item), name="import")
-                    for item in request.items
-                    if item.adapter not in begun
-                }
-            return ImportReport(
-                tuple(
-                    [
-                        running[item.adapter].result()
-                        if item.adapter in running
-                        else await self._told(item, begun[item.adapter])
-                        for item in request.items
-                    ]
-                )
-            )
+                running = [tasks.create_task(one(item), name="import") for item in request.items]
+        return ImportReport(tuple(task.result() for task in running))
 
     async def _look(self, key: KeyHead, item: ImportItem) -> ImportOutcome:
         reference = adapter_reference(item.adapter)
