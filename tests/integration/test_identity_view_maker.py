@@ -107,7 +107,7 @@ async def test_the_process_gives_way_within_its_session_and_among_sessions(
         assert os.getsid(child.pid) == child.pid != os.getsid(0)
         group = Path(f"/proc/{child.pid}/autogroup")
         if group.exists() and "autogroup" in group.read_text():
-            assert group.read_text().split()[-1] == "5"
+            assert group.read_text().split()[-1] == "10"
     finally:
         await maker.rest()
 
