@@ -1,16 +1,21 @@
 """The benchmark of the registry: its short form runs to a complete JSON line, and it notices what is not as it says."""
 
+import asyncio
 import json
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
+from typing import cast
 
 import pytest
 
+from bench.million import sampling
 from bench.million.blocks import block_starts
+from bench.million.client import Client
 from bench.million.run import Plan, Result, Sized
-from bench.million.sampling import Times
+from bench.million.sampling import Pick, Times, Warmed
 from bench.million.summary import Summary
 from support.leftovers import check_nothing_is_left, environment
 
@@ -106,3 +111,34 @@ def test_blocks_begin_where_their_files_say_and_files_of_another_form_are_no_blo
     (folder / "2.blk").write_bytes(struct.pack("<IQ", 40, 500) + bytes(28))
     with pytest.raises(ValueError, match="do not begin with"):
         block_starts(tmp_path, "SOME")
+
+
+class Answering:
+    """Notes what is resolved, and when it is whose turn."""
+
+    def __init__(self, turns: list[str], name: str) -> None:
+        self.numbers = list[int]()
+        self._turns = turns
+        self._name = name
+
+    async def resolve(self, number: int) -> None:
+        self.numbers.append(number)
+        if not self._turns or self._turns[-1] != self._name:
+            self._turns.append(self._name)
+        await asyncio.sleep(0)
+
+
+async def test_registries_are_asked_in_turns_and_kept_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_KEPT_S", 0.06)
+    monkeypatch.setattr(sampling, "_TURN_S", 0.02)
+    turns = list[str]()
+    few, many = Answering(turns, "few"), Answering(turns, "many")
+    picked = 1_000_000
+    registries = [Warmed(cast(Client, one), [Pick(0, picked)], 10) for one in (few, many)]
+    found = await sampling.warm(registries, 0.2, Random(0))
+    assert len(turns) >= 16
+    for one, times in zip((few, many), found, strict=True):
+        assert one.numbers.count(picked) >= 3
+        # Neither what was picked nor what warms up is timed.
+        assert len(times.ms) == len(one.numbers) - one.numbers.count(picked) - sampling._NUM_WARM_UPS
+        assert {*one.numbers} - {picked} == {*range(10)}
