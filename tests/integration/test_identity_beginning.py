@@ -202,6 +202,10 @@ async def test_what_may_be_objected_to_is_left_to_a_commit_by_itself(
             "its tag is none": own.commit_of("home/x", upload_id=own_upload, tags=("No Tag",)),
             "its key is empty": own.commit_of("home/x", upload_id=own_upload, idempotency_key=""),
             "it has a statement": own.commit_of("home/x", upload_id=own_upload, statement=Envelope("", "", ())),
+            "its upload is no upload": own.commit_of("home/x", upload_id="ü" * 76),
+            "its base is no base": own.commit_of("home/x", upload_id=own_upload, served_base=Fingerprint("../\0")),
+            "its key is long": own.commit_of("home/x", upload_id=own_upload, idempotency_key="k" * 257),
+            "its dtype is none": await own.commit("home/dtype", dtype="f8"),
             "its base is unknown": own.commit_of(
                 "home/x", upload_id=own_upload, served_base=Fingerprint(f"sha256:{7:064x}")
             ),
@@ -214,7 +218,7 @@ async def test_what_may_be_objected_to_is_left_to_a_commit_by_itself(
             built = own.staging.num_built
             answers = await own.beginning.commit_all([order, plain])
             assert (answers[0], is_new(answers[1])) == (None, True), why
-            is_built = why in ("its tags are many", "there is no upload")
+            is_built = why in ("its tags are many", "its dtype is none", "there is no upload")
             assert own.staging.num_built - built == 1 + is_built, why
         assert await own.last() == before + len(refused)
 

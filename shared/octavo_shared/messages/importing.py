@@ -10,7 +10,7 @@ from octavo_shared.messages.requests import Request
 from octavo_shared.references import SERVING, Digest, Fingerprint
 
 IMPORT_ITEMS_MAX = 32
-"""Of one request. Their heads are one atomic batch, and their packs are in memory at the same time."""
+"""Of one request: their packs are in memory at the same time."""
 
 
 class ImportItem(msgspec.Struct, frozen=True):
