@@ -1,14 +1,22 @@
 """Real servers for tests: started once per session on free loopback ports, always stopped."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from octavo_cli.local_servers import NatsServer, S3Server
 from octavo_shared.config import StoreSettings
+
+pytest_plugins = ["support.broken_run"]
+
+# As in a service. Left alone, logs go to whatever is stdout at that moment: with an identity in the test's own process,
+# that is now and then what a command printed.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -66,6 +66,11 @@ def write_private(path: Path, text: str) -> None:
         os.close(folder)
 
 
+def upload_begun_at_ms(upload_id: str) -> int:
+    """Return when an upload was begun, in milliseconds since 1970; its id must be one that ``Ids.upload`` gave."""
+    return int(upload_id[:12], 16)
+
+
 class Ids:
     """Derives ids from the deployment secret."""
 
@@ -158,7 +163,7 @@ class Ids:
         right = named + self._tag(named, principal)
         if not hmac.compare_digest(upload_id.encode(), right.encode()):
             return None
-        return at_ms - int(upload_id[:12], 16)
+        return at_ms - upload_begun_at_ms(upload_id)
 
     def _tag(self, *parts: str) -> str:
         tag = self._upload_tags.copy()

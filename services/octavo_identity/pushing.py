@@ -18,15 +18,16 @@ from octavo_identity.committing import (
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.desk import Desk, adapter_reference, info, with_warnings
 from octavo_identity.gatekeeper import served
+from octavo_identity.ids import upload_begun_at_ms
 from octavo_identity.quota_keeper import QuotaKeeper
 from octavo_identity.records import AdapterHead, KeyHead, object_key
 from octavo_identity.registry import Change, write_mark
-from octavo_identity.staging import PackPlace, Staging
+from octavo_identity.staging import UPLOAD_GONE, PackPlace, Staging
 from octavo_identity.statements import OfferedProvenance, Statements
 from octavo_identity.states import is_retired
 from octavo_identity.unwrapping import for_asker
 from octavo_shared.clock import wall_ms
-from octavo_shared.errors import InvalidRequest, RevisionConflict
+from octavo_shared.errors import AdapterErased, InvalidRequest, RevisionConflict
 from octavo_shared.messages.adapters import AdapterInfo, Revision
 from octavo_shared.messages.pushing import BeginUpload, CheckUpload, Commit, UploadBegun, UploadChecked
 from octavo_shared.references import Digest, Reference
@@ -70,7 +71,7 @@ class Pushing:
         check_upload(request.upload_id, self._desk.ids, key, None, wall_ms())
         data_key = await self._keys.read_for_upload(request.upload_id)
         if data_key is None:
-            raise InvalidRequest("upload_id", "names an upload that was committed or swept")
+            raise InvalidRequest("upload_id", UPLOAD_GONE)
         sealed = for_asker(request.public_key, data_key) if request.public_key else b""
         return UploadChecked(request.upload_id, sealed)
 
@@ -114,6 +115,8 @@ class Pushing:
             # Another replica may have been given the same request, and what was staged goes once it is committed.
             if made := await self._desk.registry.repeated(reference, mark):
                 return Committed(made, key)
+            if await self._is_erased_since(reference, upload_begun_at_ms(request.upload_id)):
+                raise AdapterErased from None
             raise
         # Another commit of this upload may be in flight, and its pack may differ: no two calls share an object.
         nonce = secrets.token_hex(8)
@@ -155,6 +158,13 @@ class Pushing:
             return revision_added(own, request, stored, statement)
 
         return await self._desk.change(reference, key, request.idempotency_key, add)
+
+    async def _is_erased_since(self, reference: Reference, at_ms: int) -> bool:
+        """Tell whether the adapter that had the name then was erased, and all uploads to it with it."""
+        places = self._desk.registry.places
+        await places.read(reference)
+        erased = await places.read_erased(reference)
+        return erased is not None and erased[0].begun_at_ms >= at_ms
 
     async def _check_gate(
         self, reference: Reference, head: AdapterHead | None, revision: Revision, alias: str | None

@@ -32,6 +32,7 @@ from octavo_shared.telemetry import log
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+UPLOAD_GONE = "names an upload that was committed or swept, or whose adapter was erased"
 _BUILDS_MAX = 2
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class Staging:
     async def _read(self, upload_id: str) -> tuple[bytes, bytes]:
         key = await self._keys.read_for_upload(upload_id)
         if key is None:
-            raise InvalidRequest("upload_id", "names an upload that was committed or swept")
+            raise InvalidRequest("upload_id", UPLOAD_GONE)
         try:
             config, weights = [
                 await self._open(

@@ -87,10 +87,10 @@ async def test_roles_are_granted_shown_and_taken_back(world: AccessWorld, front:
     owner, other = world.people[Who.OWNER], world.people[Who.OTHER]
     alice, adapter = owner.key.text, owner.adapter
     told = await said(front, alice, "grant", adapter, other.principal, "--role", "editor")
-    assert told.splitlines()[-1] == f"{adapter} is granted to mallory@away (editor)"
+    assert told == f"{adapter} is granted to mallory@away (editor)\n"
     assert await said(front, other.key.text, "promote", f"{adapter}@1", "--alias", "stable")
     told = await said(front, alice, "grant", adapter, other.principal, "--role", "auditor")
-    assert told.splitlines()[-1] == f"{adapter} is granted to mallory@away (auditor)"
+    assert told == f"{adapter} is granted to mallory@away (auditor)\n"
     assert "(auditor)" in await said(front, other.key.text, "ls")
     assert "granted" in await said(front, other.key.text, "history", adapter)
     refused = await octavo(front, other.key.text, "ask", adapter, "hi")

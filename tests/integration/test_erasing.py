@@ -19,7 +19,14 @@ from octavo_shared import dsse, subjects
 from octavo_shared.checkpoint import Verifier
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
-from octavo_shared.errors import AdapterErased, AdapterNotFound, DependencyUnavailable, NotPermitted, RevisionConflict
+from octavo_shared.errors import (
+    AdapterErased,
+    AdapterNotFound,
+    DependencyUnavailable,
+    InvalidRequest,
+    NotPermitted,
+    RevisionConflict,
+)
 from octavo_shared.messages.evaluation import Metric, Score
 from octavo_shared.messages.generation import Started
 from octavo_shared.messages.keys import Role
@@ -27,7 +34,7 @@ from octavo_shared.messages.privacy import LEASE_MS, Erase
 from octavo_shared.objects import ObjectStore
 from octavo_shared.references import Digest, WorkerId, parse_reference
 from octavo_shared.sealed_event import field_key
-from support.adapters import config_json
+from support.adapters import TINY_FINGERPRINT, config_json
 from support.erasure_world import ErasureWorld, erasure_world, own_s3, said
 from support.identity_rig import Client, Parts, parts
 
@@ -209,13 +216,34 @@ async def test_a_push_that_an_erasure_overtakes_makes_a_new_adapter_or_none(worl
     old = await world.handle("home/diary")
     pushes = [alice.push("home/diary", seed) for seed in range(2, 6)]
     results = await asyncio.gather(*pushes, alice.ask("erase", adapter="home/diary"), return_exceptions=True)
-    assert not [one for one in results if isinstance(one, Exception) and not isinstance(one, AdapterErased)], results
+    refused = [one for one in results if isinstance(one, Exception)]
+    assert all(isinstance(one, AdapterErased) or "whose adapter was erased" in str(one) for one in refused), results
     infos = (await alice.ask("list")).adapters
     for info in infos:
         assert info.adapter_id != old.adapter_id
         for number in range(1, info.num_revisions + 1):
             handle = await world.handle(f"home/diary@{number}")
             assert len(await alice.pack_of(handle)) == handle.pack_bytes
+
+
+async def test_an_upload_to_an_adapter_that_was_erased_says_so(world: ErasureWorld) -> None:
+    alice = world.alice
+    await alice.push("home/diary", 1)
+    upload_id = await alice.stage("home/diary", 2)
+    await alice.ask("erase", adapter="home/diary")
+    # Whoever stages bytes does not say for which adapter.
+    with pytest.raises(InvalidRequest, match="or whose adapter was erased"):
+        await alice.upload_key(upload_id)
+    order = {"adapter": "home/diary", "upload_id": upload_id, "served_base": TINY_FINGERPRINT}
+    with pytest.raises(AdapterErased):
+        await alice.ask("commit", **order)
+    # What is begun under the name now is not taken for what was erased.
+    later = await alice.stage("home/diary", 3)
+    assert (await alice.ask("commit", **order | {"upload_id": later})).num_revisions == 1
+    with pytest.raises(InvalidRequest, match="committed or swept"):
+        await alice.ask("commit", **order | {"upload_id": later, "idempotency_key": "another"})
+    with pytest.raises(AdapterErased):
+        await alice.ask("commit", **order)
 
 
 async def test_nothing_is_written_for_an_adapter_that_was_erased_meanwhile(world: ErasureWorld) -> None:

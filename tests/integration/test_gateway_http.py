@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from structlog.testing import capture_logs
 
 from octavo_shared.config import StoreSettings
 from octavo_shared.errors import AdapterRefused
@@ -119,27 +120,24 @@ async def test_where_a_stop_string_ends_an_answer_does_not_depend_on_how_tokens_
     assert (choice["message"]["content"], choice["finish_reason"]) == ("the an", "stop")
 
 
-async def test_a_request_whose_caller_leaves_still_counts_what_was_generated(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_request_whose_caller_leaves_still_counts_what_was_generated(world: World) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.started()
         await exchange.tokens(0, world.tokens[:5])
         await exchange.is_cancelled.wait()
 
     worker = await world.add_worker("w1", script)
-    async with world.http.stream("POST", CHAT, json=world.body(stream=True), headers=world.key()) as response:
-        lines = response.aiter_lines()
-        while "the" not in await anext(lines):
-            pass
-    async with asyncio.timeout(5):
-        await worker.cancelled.get()
-    told = ""
-    async with asyncio.timeout(5):
-        while "request_finished" not in told:
-            await asyncio.sleep(0.02)
-            told += capsys.readouterr().out
-    assert "num_completion_tokens=5" in told
+    with capture_logs() as logs:
+        async with world.http.stream("POST", CHAT, json=world.body(stream=True), headers=world.key()) as response:
+            lines = response.aiter_lines()
+            while "the" not in await anext(lines):
+                pass
+        async with asyncio.timeout(5):
+            await worker.cancelled.get()
+        async with asyncio.timeout(5):
+            while not (finished := [line for line in logs if line["event"] == "request_finished"]):
+                await asyncio.sleep(0.02)
+    assert [line["num_completion_tokens"] for line in finished] == [5]
 
 
 async def test_one_failing_choice_ends_the_request_and_cancels_the_others(world: World) -> None:

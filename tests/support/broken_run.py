@@ -1,0 +1,40 @@
+"""A pytest plugin: when the run itself breaks, name what had failed and what broke it, as the very last lines.
+
+pytest prints no summary then, and of a long log often only the end is kept.
+"""
+
+import pytest
+
+_LINE_LENGTH_MAX = 120
+_LINES_MAX = 25
+_REASON_LINES = 4
+_FAILED = pytest.StashKey[list[str]]()
+_BROKEN = pytest.StashKey[list[str]]()
+
+
+class _Watch:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = crash.message if crash is not None else report.longreprtext
+            self._config.stash[_FAILED].append(f"{report.nodeid.rpartition('/')[2]}: {' '.join(reason.split())}")
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        told = [line for line in str(excrepr).splitlines() if line.strip()]
+        self._config.stash[_BROKEN].extend(told[-_REASON_LINES:])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A process of pytest-xdist reports to the one that started it, which knows of all.
+    if not hasattr(config, "workerinput"):
+        config.stash[_FAILED], config.stash[_BROKEN] = [], []
+        config.pluginmanager.register(_Watch(config))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if config.stash.get(_BROKEN, []):
+        for line in (*config.stash[_FAILED][-_LINES_MAX:], *config.stash[_BROKEN]):
+            print(line[:_LINE_LENGTH_MAX])
