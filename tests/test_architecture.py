@@ -1,6 +1,7 @@
 """Who may import whom, made executable."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,4 +67,10 @@ def test_subjects_are_spelt_once() -> None:
     guilty = [name for name, path in modules() if "octavo.v1" in path.read_text() and name != "octavo_shared.subjects"
               and any(isinstance(node, ast.Constant) and str(node.value).startswith("octavo.v1")
                       for node in ast.walk(ast.parse(path.read_text())))]  # fmt: skip
+    assert guilty == []
+
+
+def test_types_are_decoded_in_one_place() -> None:
+    own = re.compile(r"from msgspec\.|msgspec\.(convert|(json|msgpack|toml|yaml)\.(decode|Decoder))\b")
+    guilty = [name for name, path in modules() if own.search(path.read_text()) and name != "octavo_shared.decoding"]
     assert guilty == []

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from bench.drivers.messages import Answers, Close, Command, Failed, Job, Load, LoadTime, Ready, Reply
+from octavo_shared import decoding
 
 START_TIMEOUT_S = 600.0
 _REPLY_TIMEOUT_S = 1800.0
@@ -132,7 +133,7 @@ class Rival:
                 raise RivalFailed(f"{self.variant.name} ended: {self._last_words()}")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: Reply = msgspec.json.decode(line, type=Reply)
+        reply: Reply = decoding.json_decoder(Reply).decode(line)
         return reply
 
     def _last_words(self) -> str:

@@ -5,6 +5,7 @@ import msgspec
 from octavo_loadgen.scenario import Sampling
 from octavo_loadgen.timeline import UNDECODABLE, Timeline
 from octavo_loadgen.workload import Arrival
+from octavo_shared import decoding
 
 _EVENT_BYTES_MAX = 4 * 1024 * 1024
 
@@ -52,7 +53,7 @@ class _Chunk(msgspec.Struct, frozen=True):
     error: _Error | None = None
 
 
-_chunks = msgspec.json.Decoder(_Chunk)
+_chunks = decoding.json_decoder(_Chunk)
 
 
 def body_of(arrival: Arrival, sampling: Sampling) -> bytes:

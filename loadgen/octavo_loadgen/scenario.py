@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from octavo_shared import decoding
 from octavo_shared.errors import InvalidRequest
 
 NUM_REQUESTS_MAX = 1_000_000
@@ -208,7 +209,7 @@ S = TypeVar("S", bound=_Section)
 
 def _convert(raw: Mapping[str, Any], kind: type[S], prefix: str) -> S:
     try:
-        return msgspec.convert(raw, kind)
+        return decoding.convert(raw, kind)
     except msgspec.ValidationError as error:
         place = _PLACE.match(str(error))
         assert place is not None

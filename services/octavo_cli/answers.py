@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 
+from octavo_shared import decoding
 from octavo_shared.dsse import Envelope
 from octavo_shared.errors import Fields
 from octavo_shared.messages.generation import Timings
@@ -131,7 +132,7 @@ def read_head(headers: httpx.Headers, answer: Answer) -> None:
 
 
 def read_chunk(data: str, answer: Answer) -> list[str]:
-    chunk = msgspec.json.decode(data, type=Chunk)
+    chunk = decoding.from_json(data, Chunk)
     if chunk.error is not None:
         raise ClientError(chunk.error.code, chunk.error.message, 200)
     if chunk.usage is not None:
@@ -149,7 +150,7 @@ def check(response: httpx.Response) -> None:
         return
     response.read()
     try:
-        error = msgspec.json.decode(response.content, type=ErrorBody).error
+        error = decoding.from_json(response.content, ErrorBody).error
     except msgspec.MsgspecError:
         raise ClientError(
             "http_error", f"the gateway answered with status {response.status_code}", response.status_code

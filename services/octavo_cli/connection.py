@@ -7,9 +7,9 @@ from typing import Protocol, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
-import msgspec
 
 from octavo_cli.answers import ClientError, as_client_errors, check
+from octavo_shared import decoding
 from octavo_shared.references import Reference, parse_reference
 
 PACK_TIMEOUT_S = 180.0
@@ -67,7 +67,7 @@ class Connection:
         with as_client_errors():
             response = self._http.request(method, with_query(url, query), json=body, headers=headers, timeout=timeout)
             check(response)
-            return msgspec.json.decode(response.content, type=kind)
+            return decoding.from_json(response.content, kind)
 
     def _pages(self, url: str, kind: type[P], query: Mapping[str, object]) -> Iterator[P]:
         """Yield the pages of a list, from its begin to its end."""

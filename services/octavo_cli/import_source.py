@@ -10,6 +10,7 @@ import msgspec
 
 from octavo_cli.answers import ClientError
 from octavo_cli.registry_commands import adapter_files, noted_base
+from octavo_shared import decoding
 from octavo_shared.errors import InvalidRequest
 from octavo_shared.messages.importing import IMPORT_ITEMS_MAX
 from octavo_shared.references import SERVING, parse_reference
@@ -119,7 +120,7 @@ def _lines(manifest: Path) -> Iterator[Line]:
             if not text.strip():
                 continue
             try:
-                line = msgspec.json.decode(text, type=Line)
+                line = decoding.from_json(text, Line)
                 if parse_reference(line.adapter, "adapter").name != line.adapter:
                     raise InvalidRequest("adapter", "must name an adapter, not one of its revisions")
             except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequest) as error:

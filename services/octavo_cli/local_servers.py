@@ -16,6 +16,8 @@ _S3_GRACE_S = 2.0
 _S3_VOLUMES_MAX = 16_384
 """Files of 64 MiB at most, which take no room before they are written to. A bucket has its own, one after the other and
 not seven at once; left alone, the server allows only as many as the disk has room for when all are full."""
+_S3_FREE_MIN = "256MiB"
+"""Of the disk; with less it stores nothing more. Left alone it wants a hundredth, of a large disk some gigabytes."""
 _S3_ELECTION = ("-master.electionTimeout=200ms", "-master.heartbeatInterval=50ms")
 """The master, which is alone, mostly elects itself before its volume server calls. One that calls too early is sent off
 and calls again 5 s later; until then nothing can be stored. In 10 ms it may be too quick for itself, which takes 13."""
@@ -162,6 +164,7 @@ class S3Server:
             "-s3.port.lance=0",
             "-s3.iam=false",
             f"-volume.max={_S3_VOLUMES_MAX}",
+            f"-volume.minFreeSpace={_S3_FREE_MIN}",
             "-master.volumeSizeLimitMB=64",
             *_S3_ELECTION,
             *(f"-{name}={port}" for name, port in self._ports.items()),

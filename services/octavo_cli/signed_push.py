@@ -9,7 +9,7 @@ import msgspec
 from octavo_cli.answers import ClientError
 from octavo_cli.provenance_client import ProvenanceClient
 from octavo_cli.signing_key import VARIABLE, read_key
-from octavo_shared import dsse, provenance
+from octavo_shared import decoding, dsse, provenance
 from octavo_shared.clock import wall_ms
 from octavo_shared.dsse import Envelope, Signer
 from octavo_shared.errors import AdapterRefused, BaseMismatch
@@ -103,7 +103,7 @@ class Pushed:
 
     def _make(self, base: Fingerprint) -> Made:
         try:
-            given = msgspec.json.decode(self.config.read_bytes(), type=dict[str, Any])
+            given = decoding.from_json(self.config.read_bytes(), dict[str, Any])
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             raise AdapterRefused("config", f"{self.config} is not a JSON object") from None
         config = parse_lora_config(given)

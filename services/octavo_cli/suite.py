@@ -11,6 +11,7 @@ import msgspec
 import regex
 
 from octavo_cli.answers import ClientError
+from octavo_shared import decoding
 from octavo_shared.references import NAME_PATTERN, Digest
 
 _SUITE_BYTES_MAX = 64 * 1024 * 1024
@@ -107,7 +108,7 @@ def _digest_of(raw: bytes) -> Digest:
 
 def _line(path: Path, number: int, text: bytes) -> Line:
     try:
-        line = msgspec.json.decode(text, type=Line)
+        line = decoding.from_json(text, Line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BrokenSuite(path, number, str(error) or "is nested too deeply") from None
     if (line.prompt is None) == (line.messages is None):

@@ -14,6 +14,7 @@ from octavo_cli.answers import ClientError, as_client_errors
 from octavo_cli.evaluation_client import EvaluationClient
 from octavo_cli.scoring import Result, SlowPattern, judge, likelihood
 from octavo_cli.suite import Check, Item, Suite
+from octavo_shared import decoding
 from octavo_shared.messages.evaluation import EvaluationList
 
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -53,9 +54,9 @@ class RunFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         try:
-            self.write = msgspec.json.decode(lines[0], type=str)
+            self.write = decoding.from_json(lines[0], str)
             for line in lines[1:]:
-                done = msgspec.json.decode(line, type=_Done)
+                done = decoding.from_json(line, _Done)
                 self.results[done.number] = done.result
         except (msgspec.MsgspecError, IndexError):
             # The last line of an interrupted run may be torn; what comes after it was never written.
@@ -146,4 +147,4 @@ def _choice(response: httpx.Response, view: EvaluationList) -> _Choice:
     if gave != (revision.digest, revision.base):
         raise ClientError("wrong_revision", f"the answer came from {gave[0]} on base {gave[1]}", 0)
     with as_client_errors():
-        return msgspec.json.decode(response.content, type=_Answer).choices[0]
+        return decoding.from_json(response.content, _Answer).choices[0]

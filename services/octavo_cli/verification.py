@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import msgspec
 
 from octavo_cli.answers import ClientError
+from octavo_shared import decoding
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
 from octavo_shared.ledger_statements import RevisionEvent
 from octavo_shared.merkle import Tree, is_consistent, is_included
@@ -54,7 +55,7 @@ def check_revision(proof: RevisionProof, reference: Reference, trusted: Trusted)
     ):  # fmt: skip
         raise NotProven(f"event {stored.sequence} does not lead to the signed root")
     try:
-        event = msgspec.msgpack.decode(open_event(stored, proof.event_key), type=RevisionEvent)
+        event = decoding.from_msgpack(open_event(stored, proof.event_key), RevisionEvent)
     except EventNotOpened as error:
         raise NotProven(f"event {stored.sequence} is in the ledger, but is not what is shown: {error}") from None
     except msgspec.MsgspecError:

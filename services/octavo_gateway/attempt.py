@@ -10,6 +10,7 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
 from octavo_gateway.fleet import FleetView
+from octavo_shared import decoding
 from octavo_shared.clock import now_ms
 from octavo_shared.errors import DeadlineExceeded, InternalError, OctavoError, WorkerLost, from_refusal
 from octavo_shared.messages.generation import (
@@ -26,7 +27,7 @@ from octavo_shared.messages.generation import (
 from octavo_shared.references import Fingerprint, PackKey, TenantId, WorkerId
 from octavo_shared.telemetry import log
 
-_decoder = msgspec.msgpack.Decoder(GenerationEvent)
+_decoder = decoding.msgpack_decoder(GenerationEvent)
 
 
 class Loss(StrEnum):

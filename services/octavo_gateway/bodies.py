@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
+from octavo_shared import decoding
 from octavo_shared.errors import BodyTooLarge, InvalidRequest
 from octavo_shared.json_faults import Fault, fault_of
 
@@ -28,7 +29,7 @@ def check_size(raw: bytes) -> None:
 def decode_body(raw: bytes, kind: type[T]) -> T:
     """Return ``raw`` as ``kind``; raises ``InvalidRequest`` naming the field, or ``body`` when it is no JSON at all."""
     try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
+        return decoding.from_json(raw or b"{}", kind)
     except msgspec.ValidationError as error:
         raise _named(fault_of(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

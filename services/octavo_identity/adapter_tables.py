@@ -10,6 +10,7 @@ from octavo_identity.records import WRITES_IN_HEAD_MAX, AdapterHead, ErasedHead,
 from octavo_identity.search import Search, latest_of
 from octavo_identity.sittings import Sittings
 from octavo_identity.usage_tables import forget_adapter
+from octavo_shared import decoding
 from octavo_shared.messages.usage import day_of
 from octavo_shared.references import AdapterId, Digest, TenantId
 
@@ -123,7 +124,7 @@ def find(
     num_seen, last_seen = 0, ""
     if search.is_narrow and len(blobs) < num_max:
         num_seen, last_seen = reader.execute(page + _LAST_NAME, asked).fetchone()
-    heads = [msgspec.msgpack.decode(blob, type=AdapterHead) for (blob,) in blobs]
+    heads = [decoding.from_msgpack(blob, AdapterHead) for (blob,) in blobs]
     if len(heads) == num_max:
         return heads, heads[-1].name
     return heads, last_seen if num_seen == num_names else None

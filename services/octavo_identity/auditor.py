@@ -17,6 +17,7 @@ from octavo_identity.projection import Projection
 from octavo_identity.signers import Signers
 from octavo_identity.statement_audit import StatementAudit
 from octavo_identity.stream import SHORTER_S, StreamState
+from octavo_shared import decoding
 from octavo_shared.checkpoint import Checkpoint, CheckpointRefused, Verifier
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import DependencyUnavailable
@@ -271,7 +272,7 @@ class Auditor:
     async def _resume(self) -> None:
         try:
             if (kept := await self._projection.kept(_KEPT)) is not None:
-                self._record = msgspec.msgpack.decode(kept, type=_Record)
+                self._record = decoding.from_msgpack(kept, _Record)
         except (DependencyUnavailable, msgspec.MsgspecError) as error:
             log.warning("audit_begins_again", detail=str(error))
         if self._record.passed is not None:

@@ -8,6 +8,7 @@ import msgspec
 from nats.errors import Error as NatsError
 
 from octavo_identity.stream import EXPECTED_SEQUENCE, WRONG_LAST_SEQUENCE
+from octavo_shared import decoding
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable, RevisionConflict
 from octavo_shared.tasks import cancellable
@@ -83,7 +84,7 @@ async def _ask(bus: Bus, entry: Entry, headers: dict[str, str]) -> _Ack:
     with cancellable():
         answer = await bus.client.request(entry.subject, entry.data, timeout=_TIMEOUT_S, headers=headers)
     # That a batch was begun is acknowledged with nothing.
-    return msgspec.json.decode(answer.data, type=_Ack) if answer.data else _Ack()
+    return decoding.from_json(answer.data, _Ack) if answer.data else _Ack()
 
 
 def _check(ack: _Ack) -> _Ack:

@@ -12,6 +12,7 @@ import msgspec
 
 from octavo_identity.build_process import ANSWER_BYTES_MAX, READY, Answer, Order
 from octavo_identity.building import Built, read_back
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused, DependencyUnavailable, from_refusal
 from octavo_shared.manifest import BaseManifest
 from octavo_shared.telemetry import log
@@ -137,7 +138,7 @@ class _Child:
             self._socket.settimeout(timeout_s)
             socket.send_fds(self._socket, [b"build"], files)
             data = self._socket.recv(ANSWER_BYTES_MAX)
-            return msgspec.msgpack.decode(data, type=Answer)
+            return decoding.from_msgpack(data, Answer)
         except TimeoutError:
             raise _Ended("too slow") from None
         except OSError as error:

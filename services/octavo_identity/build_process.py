@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from octavo_identity.building import build
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused, InternalError, Refusal
 from octavo_shared.manifest import BaseManifest
 
@@ -68,7 +69,7 @@ def _answer(order_file: int, weights_file: int, pack_file: int) -> Answer:
     num_bytes = os.fstat(weights_file).st_size
     _limit(num_bytes)
     try:
-        order = msgspec.msgpack.decode(_read(order_file), type=Order)
+        order = decoding.from_msgpack(_read(order_file), Order)
         pack = build(order.config, _view(weights_file, num_bytes), order.base, order.dtype)
         with open(pack_file, "wb", closefd=False) as file:
             file.write(pack)

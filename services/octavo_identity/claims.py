@@ -4,7 +4,7 @@ import msgspec
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from octavo_identity.stream import Stream
-from octavo_shared import subjects
+from octavo_shared import decoding, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.references import AdapterId, TenantId
@@ -24,7 +24,7 @@ class Claim(msgspec.Struct, frozen=True):
     at_ms: int
 
 
-_decoder = msgspec.msgpack.Decoder(tuple[Claim, ...])
+_decoder = decoding.msgpack_decoder(tuple[Claim, ...])
 
 
 class Claims:

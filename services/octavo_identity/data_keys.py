@@ -18,7 +18,7 @@ from octavo_identity.copying import COPIED_MAX, copy_last
 from octavo_identity.field_cache import FieldCache
 from octavo_identity.key_provider import KeyProvider, KeyUnusable
 from octavo_identity.stream import SMALL_BLOCKS, Stream
-from octavo_shared import subjects
+from octavo_shared import decoding, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
 from octavo_shared.errors import AdapterErased, AdapterUnavailable, DependencyUnavailable, RevisionConflict
@@ -50,7 +50,7 @@ class DestroyedKey(msgspec.Struct, frozen=True, tag="gone"):
     at_ms: int
 
 
-_decoder = msgspec.msgpack.Decoder(WrappedKey | DestroyedKey)
+_decoder = decoding.msgpack_decoder(WrappedKey | DestroyedKey)
 
 
 class DataKeys:

@@ -7,14 +7,14 @@ from typing import Self
 import msgspec
 
 from octavo_identity.records import AdapterHead, RegistryEvent
-from octavo_shared import sealed_event, subjects
+from octavo_shared import decoding, sealed_event, subjects
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.references import AdapterId, TenantId
 from octavo_shared.sealed_event import EventNotOpened, StoredEvent
 from octavo_shared.telemetry import log
 
-_decoder = msgspec.msgpack.Decoder(RegistryEvent)
+_decoder = decoding.msgpack_decoder(RegistryEvent)
 LOST = "a part of the registry stream"
 
 

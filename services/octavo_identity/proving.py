@@ -8,7 +8,7 @@ from octavo_identity.event_form import Opener
 from octavo_identity.ledger import Ledger
 from octavo_identity.records import AdapterHead, KeyHead, RegistryEvent, SignersHead, StoredRevision
 from octavo_identity.signers import Signers
-from octavo_shared import dsse, subjects
+from octavo_shared import decoding, dsse, subjects
 from octavo_shared.errors import DependencyUnavailable, InvalidRequest
 from octavo_shared.messages import ledger as messages
 from octavo_shared.messages.keys import Role
@@ -129,7 +129,7 @@ class Proving:
         if not event.subject.startswith(subjects.signers_head("")):
             return False
         try:
-            head = msgspec.msgpack.decode(event.data, type=RegistryEvent).head
+            head = decoding.from_msgpack(event.data, RegistryEvent).head
         except msgspec.MsgspecError:
             # It is not what it was, which is what an audit looks for.
             return True

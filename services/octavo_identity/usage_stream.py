@@ -5,6 +5,7 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 
 from octavo_identity.copying import COPIED_MAX, copy_run
 from octavo_identity.stream import Stream, StreamState
+from octavo_shared import decoding
 from octavo_shared.bus import Bus
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.messages.usage import KEPT_DAYS, UsageRecord
@@ -12,7 +13,7 @@ from octavo_shared.subjects import USAGE_STREAM, USAGE_SUBJECTS
 from octavo_shared.telemetry import log
 
 _DAY_S = 86_400
-_decoder = msgspec.msgpack.Decoder(UsageRecord)
+_decoder = decoding.msgpack_decoder(UsageRecord)
 
 
 class UsageStream:

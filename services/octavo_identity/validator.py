@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused, BaseMismatch
 from octavo_shared.lora_config import RANK_MAX, LoraConfig, parse_lora_config
 from octavo_shared.manifest import BaseManifest
@@ -112,7 +113,7 @@ def _validate_config(config_json: bytes, matcher: Matcher) -> LoraConfig:
     if len(config_json) > CONFIG_BYTES_MAX:
         raise AdapterRefused("config", f"adapter_config.json exceeds {CONFIG_BYTES_MAX} bytes")
     try:
-        given = msgspec.json.decode(config_json, type=dict[str, Any])
+        given = decoding.from_json(config_json, dict[str, Any])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise AdapterRefused("config", "adapter_config.json is not a JSON object") from None
     if given.get("peft_type") != "LORA":

@@ -13,6 +13,7 @@ from octavo_identity.applying import Applied
 from octavo_identity.catalogue import Position
 from octavo_identity.key_source import KeySource
 from octavo_identity.view_process import Answer, Order, Start, frame, read_frame
+from octavo_shared import decoding
 from octavo_shared.errors import DependencyUnavailable
 from octavo_shared.merkle import HASH_BYTES
 
@@ -76,7 +77,7 @@ class ViewMaker:
         assert self._child.stdout is not None
         data = await read_frame(self._child.stdout.readexactly)
         self._used_s = asyncio.get_running_loop().time()
-        return msgspec.msgpack.decode(data, type=Answer)
+        return decoding.from_msgpack(data, Answer)
 
     @staticmethod
     def _send(child: asyncio.subprocess.Process, message: msgspec.Struct) -> None:

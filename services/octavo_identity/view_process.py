@@ -19,6 +19,7 @@ from octavo_identity.catalogue import Catalogue, Position
 from octavo_identity.data_keys import DataKeys
 from octavo_identity.heads import HeadStore
 from octavo_identity.key_source import KeySource
+from octavo_shared import decoding
 from octavo_shared.bus import Bus
 from octavo_shared.credentials import read_credentials
 from octavo_shared.errors import DependencyUnavailable
@@ -123,7 +124,7 @@ async def _run() -> None:
     loop = asyncio.get_running_loop()
     parent = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin.buffer)
-    start = msgspec.msgpack.decode(await read_frame(parent.readexactly), type=Start)
+    start = decoding.from_msgpack(await read_frame(parent.readexactly), Start)
     catalogue, provider = Catalogue(Path(start.path)), start.keys.provider()
     try:
         credentials = read_credentials(BusRole.IDENTITY, start.seed_file)
@@ -134,7 +135,7 @@ async def _run() -> None:
                     data = await read_frame(parent.readexactly)
                 except asyncio.IncompleteReadError:
                     return
-                answer = await maker.make(msgspec.msgpack.decode(data, type=Order))
+                answer = await maker.make(decoding.from_msgpack(data, Order))
                 sys.stdout.buffer.write(frame(answer))
                 sys.stdout.buffer.flush()
     finally:

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-import msgspec
 from nats.aio.msg import Msg
 from opentelemetry.trace import SpanKind
 from prometheus_client import Counter
@@ -18,7 +17,7 @@ from prometheus_client import Counter
 from octavo_residency.planner import Planner
 from octavo_residency.popularity import Popularity
 from octavo_residency.view import FleetView
-from octavo_shared import subjects
+from octavo_shared import decoding, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.clock import now_ms
 from octavo_shared.config import BusSettings
@@ -117,7 +116,7 @@ class Residency:
                 self._spawn(self._relieve(heartbeat.worker_id, orders))
 
     async def _on_demand(self, message: Msg) -> None:
-        demand = msgspec.msgpack.decode(message.data, type=Demand)
+        demand = decoding.from_msgpack(message.data, Demand)
         worker = self._fleet.worker(demand.worker_id)
         order = self._planner.on_demand(demand, worker, now_ms())
         if order is None:

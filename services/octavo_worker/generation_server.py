@@ -8,7 +8,7 @@ import msgspec
 from nats.aio.msg import Msg
 from opentelemetry import trace
 
-from octavo_shared import subjects
+from octavo_shared import decoding, subjects
 from octavo_shared.bus import Bus
 from octavo_shared.errors import (
     BaseMismatch,
@@ -82,7 +82,7 @@ class GenerationServer:
     async def generate(self, message: Msg) -> None:
         """Accept one attempt, or answer ``Busy`` or ``Failed``. A repeated message changes nothing."""
         try:
-            generate = msgspec.msgpack.decode(message.data, type=Generate)
+            generate = decoding.from_msgpack(message.data, Generate)
         except msgspec.MsgspecError as problem:
             log.error("message_undecodable", subject=message.subject, detail=str(problem))
             return

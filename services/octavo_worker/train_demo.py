@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from octavo_shared import decoding
 from octavo_worker.model.fingerprint import fingerprint_of
 
 _IGNORED = -100
@@ -78,7 +79,7 @@ def train(base: Path, data: Path, out: Path, recipe: Recipe, report: Report) -> 
 
 
 def _read_examples(data: Path, tokenizer: Any) -> list[_Example]:
-    conversations = msgspec.json.Decoder(_Conversation)
+    conversations = decoding.json_decoder(_Conversation)
     examples = []
     for line in filter(str.strip, data.read_text(encoding="utf-8").splitlines()):
         turns = [msgspec.to_builtins(turn) for turn in conversations.decode(line).messages]

@@ -15,6 +15,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
 from opentelemetry import context as otel_context
 
+from octavo_shared import decoding
 from octavo_shared.beats import beating
 from octavo_shared.credentials import BusCredentials
 from octavo_shared.denials import Denials
@@ -178,7 +179,7 @@ class Bus:
         An ``OctavoError`` travels to the caller; anything else is logged and leaves as ``internal`` with an id.
         Handlers that return None answer nothing.
         """
-        decoder = msgspec.msgpack.Decoder(kind)
+        decoder = decoding.msgpack_decoder(kind)
 
         async def answer(message: Msg) -> None:
             try:
@@ -265,5 +266,5 @@ class Bus:
 def answer_of(message: Msg, reply: type[T]) -> T:
     """Return the answer that ``message`` is; raises the refusal that it is instead."""
     if message.headers and _ERROR_HEADER in message.headers:
-        raise from_refusal(msgspec.msgpack.decode(message.data, type=Refusal))
-    return msgspec.msgpack.decode(message.data, type=reply)
+        raise from_refusal(decoding.from_msgpack(message.data, Refusal))
+    return decoding.from_msgpack(message.data, reply)

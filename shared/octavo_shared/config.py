@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from octavo_shared import decoding
+
 _PREFIX = "OCTAVO_"
 
 
@@ -55,7 +57,7 @@ def read_settings(kind: type[S], environ: Mapping[str, str] | None = None) -> S:
                 raise ConfigError(f"{name} must be set")
             continue
         try:
-            values[field.name] = msgspec.convert(given[name], field.type, strict=False, dec_hook=_path)
+            values[field.name] = decoding.convert(given[name], field.type, strict=False, dec_hook=_path)
         except msgspec.ValidationError as problem:
             raise ConfigError(f"{name}={given[name]!r} is invalid: {problem}") from None
     try:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nacl.bindings import crypto_sign, crypto_sign_seed_keypair
 
+from octavo_shared import decoding
 from octavo_shared.envelopes import FIELD as _FIELD
 from octavo_shared.envelopes import Envelope as Envelope
 from octavo_shared.envelopes import Signature as Signature
@@ -157,7 +158,7 @@ def decode(data: bytes) -> Envelope:
 def parse_json(data: bytes, kind: type[T], field: str) -> T:
     """Return ``data`` as ``kind``; raises ``InvalidRequest`` that names the part of ``field`` that is wrong."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoding.from_json(data, kind)
     except msgspec.ValidationError as error:
         fault = fault_of(error)
         # What is echoed comes from the caller, and never at any length.

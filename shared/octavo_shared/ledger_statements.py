@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from octavo_shared import dsse, evaluation_statement, provenance
+from octavo_shared import decoding, dsse, evaluation_statement, provenance
 from octavo_shared.dsse import PublicKey
 from octavo_shared.errors import InvalidRequest, ProvenanceRefused
 from octavo_shared.messages.adapters import Revision
@@ -88,7 +88,7 @@ class KnownKeys:
     def of(cls, event: LedgerEvent) -> "KnownKeys | None":
         """Return what ``event`` says of signing keys, or None when it is about something else."""
         try:
-            head = msgspec.msgpack.decode(event.data, type=_SignersEvent).head
+            head = decoding.from_msgpack(event.data, _SignersEvent).head
         except _UNREADABLE:
             return None
         keys = [(PublicKey(one.public_key), one.revoked_at_ms is not None) for one in head.signers]
@@ -116,7 +116,7 @@ def made_by(event: LedgerEvent) -> Made | None:
     kinds: tuple[type[Made], ...] = (RevisionEvent, EvaluationEvent)
     for kind in kinds:
         try:
-            return msgspec.msgpack.decode(event.data, type=kind)
+            return decoding.from_msgpack(event.data, kind)
         except _UNREADABLE:
             continue
     return None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import regex
 
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused
 from octavo_shared.patterns import TAIL, WHOLE, Matcher
 
@@ -117,7 +118,7 @@ def parse_lora_config(given: dict[str, Any], matcher: Matcher | None = None) -> 
     if str(values.get("target_modules")).lower() == ALL_LINEAR:
         values["target_modules"] = ALL_LINEAR
     try:
-        config = msgspec.convert(values, LoraConfig)
+        config = decoding.convert(values, LoraConfig)
     except msgspec.ValidationError as problem:
         raise AdapterRefused("config", str(problem)) from None
     layers = config.layers_pattern or ()

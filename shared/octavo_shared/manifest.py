@@ -6,6 +6,7 @@ The chat template and special tokens are inside the manifest. It is written last
 
 import msgspec
 
+from octavo_shared import decoding
 from octavo_shared.objects import ObjectMissing, ObjectStore, ObjectTooLarge
 from octavo_shared.references import Fingerprint
 
@@ -91,4 +92,4 @@ async def fetch_manifest(store: ObjectStore, fingerprint: Fingerprint) -> BaseMa
         raw = await store.read(f"{_folder(fingerprint)}/manifest.json", MANIFEST_BYTES_MAX)
     except ObjectMissing:
         return None
-    return msgspec.json.decode(raw, type=BaseManifest)
+    return decoding.from_json(raw, BaseManifest)

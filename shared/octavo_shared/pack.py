@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused
 from octavo_shared.lora_config import RANK_MAX, LoraConfig
 from octavo_shared.patterns import Matcher
@@ -135,9 +136,9 @@ def _parse_metadata(raw: Mapping[str, str]) -> _Metadata:
         raise AdapterRefused("format", "the file is not a pack: its metadata are missing or malformed")
     encoded = raw[_METADATA_KEY].encode()
     try:
-        metadata = msgspec.json.decode(encoded, type=_Metadata)
-        outer = msgspec.json.decode(encoded, type=dict[str, msgspec.Raw])
-        inner = msgspec.json.decode(outer["config"], type=dict[str, msgspec.Raw])
+        metadata = decoding.from_json(encoded, _Metadata)
+        outer = decoding.from_json(encoded, dict[str, msgspec.Raw])
+        inner = decoding.from_json(outer["config"], dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise AdapterRefused("format", "the file is not a pack: its metadata are missing or malformed") from None
     if metadata.format != FORMAT:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from octavo_shared import decoding
 from octavo_shared.errors import AdapterRefused
 
 HEADER_BYTES_MAX = 2 * 1024 * 1024
@@ -50,7 +51,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[_Offset, _Offset]
 
 
-_entry_decoder = msgspec.json.Decoder(_Entry)
+_entry_decoder = decoding.json_decoder(_Entry)
 
 
 def words_dtype(dtype: str) -> np.dtype[Any]:
@@ -140,7 +141,7 @@ def _read_header(view: memoryview) -> tuple[dict[str, msgspec.Raw], int, int]:
     if encoded.count(b'"') > _QUOTES_MAX:
         raise AdapterRefused("format", f"more than {TENSORS_MAX} tensors, or metadata of too many parts")
     try:
-        fields = msgspec.json.decode(encoded, type=dict[str, msgspec.Raw])
+        fields = decoding.from_json(encoded, dict[str, msgspec.Raw])
         return fields, 8 + length, num_keys(encoded)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise AdapterRefused("format", "the header is not a JSON object") from None
@@ -148,6 +149,6 @@ def _read_header(view: memoryview) -> tuple[dict[str, msgspec.Raw], int, int]:
 
 def _metadata(raw: msgspec.Raw | None) -> dict[str, str]:
     try:
-        return msgspec.json.decode(raw, type=dict[str, str]) if raw is not None else {}
+        return decoding.from_json(raw, dict[str, str]) if raw is not None else {}
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise AdapterRefused("format", "the metadata are not a map of strings") from None

@@ -19,6 +19,7 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from octavo_shared import decoding
 from octavo_shared.messages.ledger import LedgerEvent
 from octavo_shared.seal import KEY_BYTES
 
@@ -41,7 +42,7 @@ class StoredEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     sealed: bytes = b""
 
 
-_decoder = msgspec.msgpack.Decoder(StoredEvent)
+_decoder = decoding.msgpack_decoder(StoredEvent)
 
 
 def field_key(data_key: bytes) -> bytes:

@@ -37,7 +37,7 @@ from octavo_identity.projection import Projection
 from octavo_identity.signers import Signers
 from octavo_identity.staging import PackPlace, Staging
 from octavo_identity.statements import Statements
-from octavo_shared import dsse
+from octavo_shared import decoding, dsse
 from octavo_shared.bus import Bus
 from octavo_shared.clock import wall_ms
 from octavo_shared.config import StoreSettings
@@ -165,7 +165,7 @@ async def _run(order: Order) -> None:
             registrar = await Registrar.of(order, bus, projection)
             say(Registered(0))
             while line := await asyncio.to_thread(sys.stdin.buffer.readline):
-                await registrar.register(msgspec.json.decode(line, type=Range))
+                await registrar.register(decoding.from_json(line, Range))
     finally:
         projection.close()
 
@@ -173,7 +173,7 @@ async def _run(order: Order) -> None:
 def main() -> None:
     start_telemetry("registrar", "error")
     spare_collections()
-    asyncio.run(_run(msgspec.json.decode(sys.argv[1], type=Order)))
+    asyncio.run(_run(decoding.from_json(sys.argv[1], Order)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from bench.million.population import Population
 from bench.million.registrar import Order, Range, Registered
 from bench.million.rig import Rig
 from octavo_cli.processes import finish
+from octavo_shared import decoding
 
 _READY_S = 60.0
 _BATCH_S = 60.0
@@ -96,7 +97,7 @@ async def _answer(child: asyncio.subprocess.Process, timeout_s: float) -> int:
         raise RuntimeError(f"a registrar said nothing for {timeout_s:.0f} s") from None
     if not line:
         raise RuntimeError("a registrar failed; its reason is above")
-    return msgspec.json.decode(line, type=Registered).number
+    return decoding.from_json(line, Registered).number
 
 
 async def _end(children: list[asyncio.subprocess.Process]) -> None:
