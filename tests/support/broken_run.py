@@ -1,7 +1,10 @@
-"""A pytest plugin: when the run itself breaks, name what had failed and what broke it, as the very last lines.
+"""A pytest plugin for runs that break themselves: one cause less, and what had failed and what broke it as last lines.
 
 pytest prints no summary then, and of a long log often only the end is kept.
 """
+
+import gc
+from collections.abc import Generator
 
 import pytest
 
@@ -38,3 +41,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if config.stash.get(_BROKEN, []):
         for line in (*config.stash[_FAILED][-_LINES_MAX:], *config.stash[_BROKEN]):
             print(line[:_LINE_LENGTH_MAX])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let nothing be collected while a failure is told.
+
+    Telling it parses the source. A task that is collected meanwhile, and whose exception nobody asked for, is told of
+    with a traceback, which parses, too; Python 3.11 then takes the one for a fault in the other
+    (python/cpython#106905).
+    """
+    if call.excinfo is None:
+        return (yield)
+    gc.collect()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
