@@ -1,5 +1,6 @@
 """Ports for servers that are about to start."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -22,13 +23,25 @@ def test_a_port_for_a_server_is_none_that_the_kernel_gives_to_connections() -> N
 
 @pytest.fixture
 def small_range(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return the first of eight ports, in which two blocks of four have room: out of a block of this test's own."""
-    monkeypatch.setattr(processes, "_own_ports", [])
-    begin = min(free_port(), *processes._own_ports)
+    """Return the first of eight ports, in which two blocks of four have room: out of a block of this test's own.
+
+    All eight are free: of a server that has just ended, the kernel may keep the port for a minute.
+    """
+    begin = 0
+    while not begin or not all(_is_free(begin + offset) for offset in range(8)):
+        monkeypatch.setattr(processes, "_own_ports", [])
+        begin = min(free_port(), *processes._own_ports)
     monkeypatch.setattr(processes, "_SERVER_PORTS", (begin, begin + 8))
     monkeypatch.setattr(processes, "_BLOCK_PORTS", 4)
     monkeypatch.setattr(processes, "_own_ports", [])
     return begin
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _ports_until_there_are_no_more() -> list[int]:
