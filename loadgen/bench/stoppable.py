@@ -5,9 +5,13 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from octavo_cli.processes import STOP_SIGNALS
+from octavo_shared.tasks import end
 
 STOPPED = 130
 """The exit code of a run that was told to end."""
+
+_CANCEL_AGAIN_S = 5.0
+"""Once may not be enough. What cleans up and could be disturbed takes less."""
 
 T = TypeVar("T")
 
@@ -18,7 +22,12 @@ def run_stoppable(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
-    task = asyncio.create_task(work, name="run")
+    task, told = asyncio.create_task(work, name="run"), asyncio.Event()
     for sign in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(sign, told.set)
+    waiting = asyncio.create_task(told.wait(), name="wait for a signal")
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if told.is_set():
+        await end(task, again_s=_CANCEL_AGAIN_S)
     return await task

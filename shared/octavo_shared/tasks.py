@@ -8,13 +8,13 @@ from typing import Any
 _CANCEL_AGAIN_S = 0.5
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
+async def end(*tasks: asyncio.Task[Any], again_s: float = _CANCEL_AGAIN_S) -> None:
     """Cancel ``tasks`` until all have ended, with whatever they end with: once may not be enough."""
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
+        _, pending = await asyncio.wait(pending, timeout=again_s)
 
 
 @contextlib.contextmanager
