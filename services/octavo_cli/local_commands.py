@@ -9,7 +9,8 @@ import typer
 
 from octavo_cli.client import Client
 from octavo_cli.local_base import cache_folder, prepared_base
-from octavo_cli.processes import STOP_SIGNALS, script
+from octavo_cli.processes import script
+from octavo_cli.stopping import until_told
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 from octavo_shared.messages.keys import Role
 from octavo_shared.permissions import BusRole, inbox_prefix
@@ -64,18 +65,9 @@ def demo_here() -> int:
 
 async def up_here(folder: Path | None, base: Path | None, num_workers: int, port: int) -> None:
     """Start everything, print how to talk to it, keep it running until told to stop, then stop everything."""
-    stop = asyncio.Event()
-    for kind in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(kind, stop.set)
-    running = asyncio.create_task(_run(folder or cache_folder() / "up", base, num_workers, port), name="fleet")
-    stopping = asyncio.create_task(stop.wait(), name="signal")
-    await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if stop.is_set():
-        typer.echo("stopping", err=True)
-    running.cancel()
+    running = _run(folder or cache_folder() / "up", base, num_workers, port)
     try:
-        await running
+        await until_told(running, lambda: typer.echo("stopping", err=True))
     except asyncio.CancelledError:
         typer.echo("stopped", err=True)
 

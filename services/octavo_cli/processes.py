@@ -22,9 +22,6 @@ _own_ports: list[int] = []
 """Ports of the block that this process holds, which were not handed out yet."""
 os.register_at_fork(after_in_child=lambda: _own_ports.clear())
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends a local Octavo in order: Ctrl-C, a polite kill, and a terminal that was closed."""
-
 
 class StartFailed(Exception):
     """A process ended, or was not ready in time; the message ends with its last log lines."""

@@ -12,7 +12,8 @@ from octavo_cli.demo.receiver import TraceReceiver
 from octavo_cli.demo.screen import CheckFailed, Screen
 from octavo_cli.demo.steps import DemoSteps
 from octavo_cli.local_base import prepared_base
-from octavo_cli.processes import STOP_SIGNALS, StartFailed
+from octavo_cli.processes import StartFailed
+from octavo_cli.stopping import until_told
 from octavo_cli.supervisor import FleetPlan, LocalFleet
 
 _INTERRUPTED = 130
@@ -23,7 +24,7 @@ def run_demo() -> int:
     screen = Screen()
     folder = Path(tempfile.mkdtemp(prefix="octavo-demo-"))
     try:
-        asyncio.run(_until_signal(screen, folder))
+        asyncio.run(until_told(_run(screen, folder)))
         screen.step(10, "everything is stopped")
         left = psutil.Process().children(recursive=True)
         screen.check(not left, "no process is left behind")
@@ -37,13 +38,6 @@ def run_demo() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     screen.summary()
     return 0
-
-
-async def _until_signal(screen: Screen, folder: Path) -> None:
-    task = asyncio.create_task(_run(screen, folder), name="demo")
-    for kind in STOP_SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(kind, task.cancel)
-    await task
 
 
 async def _run(screen: Screen, folder: Path) -> None:
