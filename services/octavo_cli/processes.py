@@ -79,6 +79,16 @@ class Process:
     def is_running(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
+    @property
+    def state(self) -> str:
+        """Say in words how it is: not started, running, or how it ended."""
+        if self._child is None:
+            return "not started"
+        code = self._child.returncode
+        if code is None:
+            return "running"
+        return f"ended with {code}" if code >= 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
+
     async def start(self) -> None:
         """Start the child; its output is appended to its log file."""
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +108,7 @@ class Process:
         deadline = loop.time() + timeout_s
         while True:
             if not self.is_running:
-                raise StartFailed(f"{self.name} ended while starting\n{self.log_tail()}")
+                raise StartFailed(f"{self.name} {self.state} while it started\n{self.log_tail()}")
             if await probe():
                 return
             if loop.time() > deadline:

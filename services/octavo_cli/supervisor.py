@@ -154,7 +154,8 @@ class LocalFleet:
                 num_restarts[name] = num_restarts.get(name, 0) + 1
                 if num_restarts[name] > _RESTARTS_MAX:
                     raise StartFailed(f"{name} keeps ending\n{self.processes[name].log_tail()}")
-                self._report(f"{name} ended; starting it again ({num_restarts[name]} of {_RESTARTS_MAX})")
+                state = self.processes[name].state
+                self._report(f"{name} {state}; starting it again ({num_restarts[name]} of {_RESTARTS_MAX})")
                 await self._start_service(name)
 
     async def _start_server(self, name: str, server: NatsServer | S3Server) -> None:

@@ -5,6 +5,7 @@ About six spans per request, none per token. Attribute names follow the GenAI se
 no user or adapter id is ever a metric label.
 """
 
+import faulthandler
 import logging
 import os
 import sys
@@ -27,8 +28,11 @@ log = structlog.get_logger()
 def start_telemetry(service: str, log_level: str = "info") -> TracerProvider | None:
     """Configure logs for this process and, when an OTLP endpoint is set, span export; returns the provider.
 
+    A crash of the interpreter itself, such as a segmentation fault, leaves on stderr where every thread was.
+
     The caller shuts the provider down last, which flushes what is still buffered.
     """
+    faulthandler.enable()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level.upper()]),
         processors=[

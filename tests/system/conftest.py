@@ -1,7 +1,7 @@
 """One fleet for all system tests: real servers, the real base, every service a process of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import httpx
 import psutil
@@ -14,6 +14,16 @@ from support.live import Live, make_person
 
 _PEOPLE = {"alice": 11, "bob": 22}
 """Name and the seed of the person's adapter."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure how the fleet's processes are, and what those that have ended said last."""
+    report = yield
+    if report.failed and isinstance(live := item.funcargs.get("live"), Live):
+        for name, process in live.fleet.processes.items():
+            report.sections.append((f"{name}, {process.state}", "" if process.is_running else process.log_tail()))
+    return report
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
