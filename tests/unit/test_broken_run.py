@@ -25,9 +25,30 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
         raise OSError(28, "No space left on device")
 """
 
+COLLECTED = """
+import gc
+import traceback
 
-def run_in(folder: Path, conftest: str, *options: str) -> tuple[int, str]:
-    (folder / "test_some.py").write_text(TESTS)
+class Told:
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        try:
+            (1 + 2) / (lambda: 0)()
+        except ZeroDivisionError:
+            traceback.format_exc()
+        Told()  # There is one to collect at any time.
+
+def test_wrong() -> None:
+    gc.set_threshold(20)
+    Told()
+    raise ValueError("wrong")
+"""
+
+
+def run_in(folder: Path, conftest: str, *options: str, tests: str = TESTS) -> tuple[int, str]:
+    (folder / "test_some.py").write_text(tests)
     (folder / "conftest.py").write_text(conftest)
     command = [sys.executable, "-m", "pytest", *options, str(folder)]
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -48,3 +69,9 @@ def test_a_run_that_does_not_break_ends_with_pytests_own_summary(tmp_path: Path)
     code, said = run_in(tmp_path, 'pytest_plugins = ["support.broken_run"]\n')
     assert code == 1
     assert "1 failed, 2 passed" in said.splitlines()[-1]
+
+
+def test_what_is_collected_while_a_failure_is_told_does_not_break_the_run(tmp_path: Path) -> None:
+    code, said = run_in(tmp_path, 'pytest_plugins = ["support.broken_run"]\n', tests=COLLECTED)
+    assert code == 1, said
+    assert "test_some.py::test_wrong - ValueError: wrong" in said

@@ -1,4 +1,4 @@
-"""Work that is told to end, also when what they wait for takes no notice at first."""
+"""Work that is told to end, also when what it waits for takes no notice at first."""
 
 import asyncio
 import contextlib
